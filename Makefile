@@ -1,0 +1,42 @@
+# The project's commands; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PORT ?= 8501
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+app: $(READY) ## open the story page at http://localhost:8501 with the model of this clone
+	cd space && ../$(BIN)/streamlit run app.py --server.port $(PORT)
+
+test: $(READY) chromium lint ## lint, types and tests, browser tests included (minutes)
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(READY) chromium lint ## all tests, the long ones too
+	$(BIN)/pytest
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy modeling training
+
+chromium: $(READY) ## find a Chromium for the browser tests, or install one
+	@$(BIN)/python tests/browser/chromium.py
+
+train: $(READY) ## train the classic recipe on TinyStories from the Hub
+	$(BIN)/accelerate launch training/train.py --config training/configs/classic.yaml
+
+clean: ## remove the environment and what tools left behind
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch first and by its pin: other packages then take it as it is.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,space,test]'
+	touch $@
+
+.PHONY: help app test test-all lint chromium train clean

@@ -1,0 +1,58 @@
+"""What the tests share: the trained model of this clone, a tiny one with large weights, and the tests' own stories."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Pipeline, PreTrainedTokenizerBase, pipeline
+
+from modeling.configuration_tiny_story import TinyStoryConfig
+from modeling.modeling_tiny_story import TinyStoryForCausalLM
+
+ROOT = Path(__file__).resolve().parent.parent
+HUB_FOLDER = ROOT / "modeling"
+STORIES_FILE = ROOT / "tests" / "stories.jsonl"
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
+MODERN = {
+    "norm_type": "rmsnorm", "norm_position": "pre", "position_type": "rope", "hidden_act": "swiglu", "qk_norm": True,
+    "use_bias": False, "tie_word_embeddings": True, "num_key_value_heads": 2, "dropout": 0.0,
+}  # fmt: skip
+RECIPES = {"classic": TINY, "modern": TINY | MODERN}
+
+
+def large_init(model: torch.nn.Module, std: float = 0.5) -> None:
+    """Weights so large that a wrong position, mask or cache shows in the logits, which the usual 0.02 would hide."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+@pytest.fixture(params=RECIPES)
+def tiny_model(request: pytest.FixtureRequest) -> TinyStoryForCausalLM:
+    """Both recipes, small, with large random weights, in fp32."""
+    model = TinyStoryForCausalLM(TinyStoryConfig(**RECIPES[request.param])).eval()
+    large_init(model)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(HUB_FOLDER)
+
+
+@pytest.fixture(scope="session")
+def trained_model() -> TinyStoryForCausalLM:
+    return TinyStoryForCausalLM.from_pretrained(HUB_FOLDER).eval()
+
+
+@pytest.fixture(scope="session")
+def tell() -> Pipeline:
+    return pipeline("story-generation", model=str(HUB_FOLDER), trust_remote_code=True)
+
+
+@pytest.fixture(scope="session")
+def stories() -> list[str]:
+    return [json.loads(line)["text"] for line in STORIES_FILE.read_text(encoding="utf-8").splitlines()]

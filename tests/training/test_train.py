@@ -1,0 +1,171 @@
+"""The training program as users run it: it learns, resumes, runs on two processes, and refuses nonsense."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import HUB_FOLDER, ROOT, STORIES_FILE
+from training.checkpoint import latest_checkpoint, list_checkpoints, load_state
+from training.optimizer import build_optimizers, learning_rate_factor
+from training.train import TrainingConfig, parse_config
+
+TINY_MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+SETTINGS = {
+    "dataset": str(STORIES_FILE), "validation_dataset": "", "tokenizer": str(HUB_FOLDER),
+    "model": json.dumps(TINY_MODEL), "row_length": 64, "batch_rows": 4, "micro_batch_rows": 2, "num_steps": 12,
+    "warmup_steps": 2, "evaluate_every": 6, "save_every": 4, "mixed_precision": "no", "dropout": 0.1,
+}  # fmt: skip
+
+
+def command(run_dir: Path, processes: int = 1, **changes: object) -> list[str]:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    settings = SETTINGS | {"output_dir": run_dir} | changes
+    return [
+        *launcher,
+        str(ROOT / "training/train.py"),
+        *(part for k, v in settings.items() for part in (f"--{k}", str(v))),
+    ]
+
+
+def train(run_dir: Path, processes: int = 1, **changes: object) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = command(run_dir, processes, **changes)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def losses(run_dir: Path) -> list[float]:
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "validation.jsonl"
+    path.write_text(json.dumps({"text": "A hen had a hat. It was red. The hen was glad."}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, validation: Path) -> Path:
+    run_dir = tmp_path_factory.mktemp("straight")
+    done = train(run_dir, validation_dataset=validation)
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+def test_a_run_learns_and_leaves_everything(straight: Path):
+    values = losses(straight)
+    assert len(values) == 12 and values[-1] < values[0] - 0.5
+    for name in ("config.yaml", "metrics.jsonl", "loss.png", "samples.txt"):
+        assert (straight / name).stat().st_size > 0
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "modeling_tiny_story.py"):
+        assert (straight / "model" / name).is_file()
+    scores = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines() if "bits" in line]
+    assert [score["step"] for score in scores] == [6, 12]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(straight: Path, tmp_path: Path, validation: Path):
+    process = subprocess.Popen(
+        command(tmp_path, validation_dataset=validation), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(tmp_path / "checkpoints"):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "model").exists()
+    done = train(tmp_path, validation_dataset=validation)
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stdout
+    assert losses(tmp_path) == losses(straight)
+    ours, theirs = (
+        load_file(latest_checkpoint(run / "checkpoints") / "model.safetensors") for run in (tmp_path, straight)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_two_processes_train_like_one(tmp_path: Path, validation: Path):
+    changes = {"validation_dataset": validation, "dropout": 0.0, "num_steps": 6}
+    for processes in (1, 2):
+        done = train(tmp_path / str(processes), processes, **changes)
+        assert done.returncode == 0, done.stderr
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(straight: Path, caplog: pytest.LogCaptureFixture):
+    checkpoints = straight / "checkpoints"
+    older, newest = list_checkpoints(checkpoints)
+    assert latest_checkpoint(checkpoints) == newest
+    weights = newest / "model.safetensors"
+    whole = weights.read_bytes()
+    try:
+        for damaged in (whole[:-10], whole[:500] + b"X" + whole[501:]):
+            weights.write_bytes(damaged)
+            assert latest_checkpoint(checkpoints) == older
+            assert newest.name in caplog.text
+    finally:
+        weights.write_bytes(whole)
+    assert load_state(older)["step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"adam_lr": 0}, "adam_lr and embedding_lr must be above 0"),
+        ({"batch_rows": 4000}, "fewer than batch_rows"),
+        ({"dataset": "nowhere.parquet"}, "nowhere.parquet: no such file"),
+        ({"row_length": 4096}, "above max_position_embeddings"),
+        ({"mixed_precision": "int3"}, "mixed_precision must be"),
+    ],
+)
+def test_nonsense_is_refused(tmp_path: Path, validation: Path, changes: dict, message: str):
+    done = train(tmp_path / "run", validation_dataset=validation, **changes)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_another_configuration_does_not_resume(straight: Path, validation: Path):
+    done = train(straight, validation_dataset=validation, muon_lr=0.5)
+    assert done.returncode != 0 and "muon_lr: 0.02 -> 0.5" in done.stderr
+
+
+def test_config_file_and_command_line(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("output_dir: here\nnum_steps: 7\ndataset: [a.txt, b.txt]\nmodel: {hidden_size: 64}\n")
+    config = parse_config(["--config", str(path), "--num_steps", "9"])
+    assert (config.output_dir, config.num_steps, config.dataset) == ("here", 9, ["a.txt", "b.txt"])
+    assert config.model == {"hidden_size": 64}
+    path.write_text("output_dir: here\nnum_step: 7\n")
+    with pytest.raises(ValueError, match="unknown field 'num_step'; did you mean 'num_steps'"):
+        parse_config(["--config", str(path)])
+    assert parse_config(["--config", str(ROOT / "training/configs/classic.yaml")]).model == {}
+
+
+def test_every_parameter_has_one_optimizer(tiny_model):
+    optimizers = build_optimizers(tiny_model, 0.02, 3e-3, 0.1, 0.05)
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert len(parameters) == len({id(p) for p in parameters}) == len(list(tiny_model.parameters()))
+    assert all(p.ndim == 2 for group in optimizers[0].param_groups for p in group["params"])
+
+
+def test_learning_rate_rises_holds_and_falls_to_zero():
+    factors = [learning_rate_factor(step, 100, 10, 0.5) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1) and factors[10:50] == [1.0] * 40
+    assert factors[75] == pytest.approx(0.5) and factors[100] == 0.0
+
+
+def test_defaults_are_sound():
+    assert TrainingConfig(output_dir="x").dataset == ["roneneldan/TinyStories"]

@@ -1,0 +1,74 @@
+"""What a training run leaves to read and look at: metrics.jsonl and its figure."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+class Metrics:
+    """metrics.jsonl and its picture; what a killed run wrote after its last checkpoint is dropped on resume."""
+
+    def __init__(self, run_dir: Path, until_step: int, enabled: bool):
+        self.path = run_dir / "metrics.jsonl"
+        self.figure = run_dir / "loss.png"
+        self.enabled = enabled
+        if enabled:
+            kept = [line for line in self.read() if line["step"] <= until_step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def read(self) -> list[dict[str, Any]]:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        whole = []
+        for line in lines:
+            try:
+                whole.append(json.loads(line))
+            except ValueError:
+                break  # the line a kill cut short
+        return whole
+
+    def write(self, **values: Any) -> None:
+        if self.enabled:
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def draw(self) -> None:
+        if self.enabled:
+            draw_losses({self.path.parent.name: self.read()}, self.figure)
+
+
+def draw_losses(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Training loss (nats per token, smoothed) and validation (bits per byte) of runs, against tokens.
+
+    Args:
+        runs: by name, the lines of each run's metrics.jsonl.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for name, lines in runs.items():
+        training = [line for line in lines if "loss" in line]
+        smooth, value = [], None
+        for line in training:
+            value = line["loss"] if value is None else 0.95 * value + 0.05 * line["loss"]
+            smooth.append(value)
+        left.plot([line["tokens"] / 1e6 for line in training], smooth, label=name)
+        scores = [line for line in lines if "bits_per_byte" in line]
+        right.plot([x["tokens"] / 1e6 for x in scores], [x["bits_per_byte"] for x in scores], "o-", label=name)
+        if scores:
+            last = scores[-1]
+            right.annotate(
+                f"{last['bits_per_byte']:.3f}", (last["tokens"] / 1e6, last["bits_per_byte"]),
+                textcoords="offset points", xytext=(0, 8), ha="center",
+            )  # fmt: skip
+    left.set(xlabel="million tokens", ylabel="training loss, nats per token")
+    right.set(xlabel="million tokens", ylabel="validation, bits per byte")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    if len(runs) > 1:
+        right.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
