@@ -305,21 +305,23 @@ def _continuations(
     scores = []
     for length in range(CANDIDATE_TOKENS + 1):
         scores.append(torch.log_softmax(logits, -1)[:, first].tolist())
+        if length == CANDIDATE_TOKENS:
+            break
         drawn = sample(logits.masked_fill(banned, -torch.inf), story)
         for index, token in enumerate(drawn):
             if not ended[index]:
                 tokens[index].append(token)
                 text = vocabulary.decode(tokens[index])
                 ended[index] = bool(SENTENCE_END.search(text)) or count_words(text) > room + 1
-        if all(ended) or length == CANDIDATE_TOKENS:
-            return tokens, scores
+        if all(ended):
+            break
         fork_mask = torch.cat((fork_mask, fork_mask.new_ones(CANDIDATES, 1)), dim=1)
         logits = model(
             torch.tensor(drawn, device=model.device)[:, None], attention_mask=fork_mask,
             position_ids=torch.full((CANDIDATES, 1), position + length, device=model.device),
             past_key_values=fork, use_cache=True,
         ).logits[:, -1].float().cpu()  # (candidates, vocab)  # fmt: skip
-    raise AssertionError("the loop returns in its last round")
+    return tokens, scores
 
 
 def _score(

@@ -89,7 +89,7 @@ def show(result: dict[str, Any]) -> None:
 def main() -> None:
     st.set_page_config(page_title="Tiny Story Generator", page_icon="📖", layout="centered")
     st.html(STYLE)
-    st.title("📖 Tiny Story Generator")
+    st.title("Tiny Story Generator")
     st.write("Give the first words and the last. A small model writes the story between them.")
     try:
         teller = load(model_name())

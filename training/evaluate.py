@@ -31,13 +31,14 @@ def bits(model_name: str, dataset: str) -> None:
 
 def make_pairs(texts: list[str], count: int, seed: int) -> list[tuple[str, str]]:
     """(start, ending) pairs: first three words of one story; for every other pair the last word of another story,
-    else any word of more than three letters of another story."""
+    else any word of more than three letters of another story. Stories without such a word are passed over."""
     rng = random.Random(seed)
-    pairs = []
-    for index in range(count):
+    pairs: list[tuple[str, str]] = []
+    while len(pairs) < count:
         start = " ".join(rng.choice(texts).split()[:3])
-        words = [word for word in bare_words(rng.choice(texts)) if word.isalpha()]
-        pairs.append((start, words[-1] if index % 2 else rng.choice([word for word in words if len(word) > 3])))
+        words = [word for word in bare_words(rng.choice(texts)) if len(word) > 3 and word.isalpha()]
+        if words:
+            pairs.append((start, words[-1] if len(pairs) % 2 else rng.choice(words)))
     return pairs
 
 

@@ -126,11 +126,15 @@ def choose_precision(requested: str) -> str:
     return "bf16" if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
 
 
-def build_model(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> TinyStoryForCausalLM:
+def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> TinyStoryConfig:
     model_config = TinyStoryConfig(vocab_size=len(tokenizer), **config.model)
     context = model_config.max_position_embeddings
     if config.row_length > context:
         raise ValueError(f"row_length ({config.row_length}) is above max_position_embeddings ({context})")
+    return model_config
+
+
+def build_model(config: TrainingConfig, model_config: TinyStoryConfig) -> TinyStoryForCausalLM:
     model = TinyStoryForCausalLM(model_config)
     if config.init_from:
         model.load_state_dict(TinyStoryForCausalLM.from_pretrained(config.init_from, dtype=torch.float32).state_dict())
@@ -187,12 +191,13 @@ def main() -> None:
     run_dir = Path(config.output_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
 
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=True)
+    model_config = build_model_config(config, tokenizer)
     with accelerator.main_process_first():  # the others find the data in the cache
         rows, validation_texts = load_data(config, tokenizer)
 
     set_seed(config.seed)
-    model = build_model(config, tokenizer)
+    model = build_model(config, model_config)
     optimizers = build_optimizers(model, config.muon_lr, config.adam_lr, config.embedding_lr, config.weight_decay)
     step, tokens_seen, seconds = 0, 0, 0.0
     checkpoint = latest_checkpoint(run_dir / "checkpoints")

@@ -47,7 +47,7 @@ def page(address: str) -> Iterator[Page]:
     assert browser_path, "no Chromium: run `make chromium`, or set CHROMIUM to the path of one"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1000, "height": 900})
+        page = browser.new_page(viewport={"width": 1000, "height": 1100})
         page.set_default_timeout(120_000)
         page.goto(address)
         yield page
@@ -55,8 +55,8 @@ def page(address: str) -> Iterator[Page]:
 
 
 def ask(page: Page, start: str, end: str) -> None:
-    page.get_by_label("The story starts with").fill(start)
-    page.get_by_label("and ends with").fill(end)
+    page.get_by_role("textbox", name="The story starts with").fill(start)
+    page.get_by_role("textbox", name="and ends with").fill(end)
     page.get_by_role("button", name="Tell the story").click()
 
 

@@ -3,6 +3,7 @@
 import pytest
 from transformers import Pipeline
 
+from modeling import generation_tiny_story
 from modeling.request_tiny_story import StoryRequest, bare_words, closes_sentence, count_words, ends_with
 
 PAIRS = [
@@ -22,6 +23,13 @@ def test_a_story_keeps_the_contract(tell: Pipeline, start: str, end: str, max_wo
     assert count_words(story) == result["num_words"] <= max_words
     assert result["finish_reason"] == "ending"
     assert set(result) == {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "seed"}
+
+
+def test_a_search_whose_continuations_are_cut_short(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(generation_tiny_story, "CANDIDATE_TOKENS", 3)
+    requests = [StoryRequest("The cat", end="garden", max_words=25, seed=seed) for seed in range(4)]
+    stories = {i: story for i, _, story in generation_tiny_story.write_stories(tell.model, tell.tokenizer, requests)}
+    assert all(ends_with(story.text, "garden") and count_words(story.text) <= 25 for story in stories.values())
 
 
 def test_greedy_keeps_the_contract_too(tell: Pipeline):
