@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,space,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,finetune,onnx,space,test]'
 	touch $@
 
 .PHONY: help app test test-all lint chromium train clean

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from transformers import Pipeline
+from transformers import AutoModelForCausalLM, Pipeline
 
 from .generation_tiny_story import Story, write_stories
 from .request_tiny_story import StoryRequest, count_words
@@ -114,3 +114,9 @@ class StoryGenerationPipeline(Pipeline):
             "num_tokens": len(story.ids),
             "seed": story.request.seed,
         }
+
+
+# What `PIPELINE_REGISTRY.register_pipeline` would set: `save_pretrained` of the pipeline then takes this file along.
+StoryGenerationPipeline._registered_impl = {
+    "story-generation": {"impl": StoryGenerationPipeline, "pt": (AutoModelForCausalLM,), "type": "text"}
+}

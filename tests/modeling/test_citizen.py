@@ -1,11 +1,12 @@
 """What users of transformers expect of any causal language model, for both recipes."""
 
 import copy
+from functools import partial
 from threading import Thread
 
 import pytest
 import torch
-from transformers import DynamicCache, TextIteratorStreamer
+from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, Trainer, TrainingArguments
 
 IDS = torch.randint(3, 99, (2, 12), generator=torch.Generator().manual_seed(5))
 GREEDY = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -85,6 +86,64 @@ def test_exports(tiny_model):
 
     program = torch.export.export(Logits(), (IDS,), strict=False)
     torch.testing.assert_close(program.module()(IDS), tiny_model(IDS).logits, **CLOSE)
+
+
+def test_continuous_batching_equals_generate(trained_model, tokenizer):
+    prompts = [tokenizer(text)["input_ids"] for text in ("Once upon a time", "The", "One day, a girl named Lily went")]
+    # A fresh copy: the paged attention it switches to stays with the model.
+    model = copy.deepcopy(trained_model)
+    settings = GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=0)
+    answers = model.generate_batch(prompts, generation_config=settings)
+    told = [answer.generated_tokens for _, answer in sorted(answers.items())]
+    expected = [
+        trained_model.generate(torch.tensor([prompt]), generation_config=settings)[0, len(prompt) :].tolist()
+        for prompt in prompts
+    ]
+    assert sorted(told) == sorted(expected)
+
+
+def test_sampling_does_not_see_padding(tiny_model):
+    settings = GREEDY | {"do_sample": True, "top_p": 0.9, "temperature": 0.7}
+    torch.manual_seed(3)
+    plain = tiny_model.generate(IDS, attention_mask=torch.ones_like(IDS), **settings)
+    padded = torch.nn.functional.pad(IDS, (5, 0))
+    torch.manual_seed(3)
+    told = tiny_model.generate(padded, attention_mask=(torch.arange(17) >= 5).long().expand(2, -1), **settings)
+    assert told[:, 5:].tolist() == plain.tolist()
+
+
+def test_assisted_generation_equals_greedy(tiny_model):
+    assistant = copy.deepcopy(tiny_model)
+    for parameter in assistant.parameters():
+        parameter.data.mul_(0.9)
+    told = tiny_model.generate(IDS[:1], assistant_model=assistant, **GREEDY)
+    assert told.tolist() == tiny_model.generate(IDS[:1], **GREEDY).tolist()
+
+
+def test_trainer_accumulates_like_one_batch(tiny_model, tmp_path):
+    rows = [{"input_ids": ids[:length], "labels": ids[:length]} for ids, length in zip(IDS, (12, 5), strict=True)]
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+
+    def collate(batch: list[dict]) -> dict:
+        ids = pad([row["input_ids"] for row in batch])
+        return {"input_ids": ids, "labels": pad([row["labels"] for row in batch], padding_value=-100)}
+
+    weights = []
+    for batch, accumulation in ((2, 1), (1, 2)):
+        model = copy.deepcopy(tiny_model)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        arguments = TrainingArguments(
+            output_dir=tmp_path, max_steps=1, per_device_train_batch_size=batch, learning_rate=0.1, optim="sgd",
+            gradient_accumulation_steps=accumulation, report_to="none", save_strategy="no", use_cpu=True,
+            max_grad_norm=0,
+        )  # fmt: skip
+        Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate).train()
+        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+    start = torch.cat([p.flatten() for p in tiny_model.parameters()])
+    assert (weights[0] - start).abs().max() > 1e-3
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-4)
 
 
 def test_sampling_options_and_many_sequences(tiny_model):

@@ -1,0 +1,131 @@
+"""What other engines get: a stock Qwen3 checkpoint with equal logits, served by `transformers serve`, and ONNX."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modeling.configuration_tiny_story import TinyStoryConfig
+from modeling.modeling_tiny_story import TinyStoryForCausalLM
+from tests.conftest import MODERN, ROOT, TINY, large_init
+from training.export import export_onnx, export_qwen3, to_qwen3
+
+GREEDY = {"max_new_tokens": 24, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def modern(tokenizer) -> TinyStoryForCausalLM:
+    model = TinyStoryForCausalLM(TinyStoryConfig(**TINY | MODERN | {"vocab_size": len(tokenizer)})).eval()
+    large_init(model, std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def twin_folder(modern, tokenizer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("twin")
+    export_qwen3(modern, tokenizer, folder)
+    return folder
+
+
+def test_twin_loads_without_remote_code_and_is_equal(modern, tokenizer, twin_folder, stories):
+    assert not list(twin_folder.glob("*.py"))
+    twin = AutoModelForCausalLM.from_pretrained(twin_folder).eval()
+    assert type(twin).__name__ == "Qwen3ForCausalLM"
+    twin_tokenizer = AutoTokenizer.from_pretrained(twin_folder)
+    for story in stories:
+        ids = tokenizer(story, return_tensors="pt")
+        assert ids["input_ids"].tolist() == twin_tokenizer(story, return_tensors="pt")["input_ids"].tolist()
+        with torch.no_grad():
+            torch.testing.assert_close(twin(**ids).logits, modern(**ids).logits, atol=1e-5, rtol=0)
+    ids = tokenizer(["She", "The old dragon of the north"], return_tensors="pt", padding=True)
+    assert twin.generate(**ids, **GREEDY).tolist() == modern.generate(**ids, **GREEDY).tolist()
+
+
+def test_twin_in_bf16_and_with_untied_output(tokenizer):
+    model = TinyStoryForCausalLM(TinyStoryConfig(**TINY | MODERN | {"tie_word_embeddings": False})).eval()
+    large_init(model)
+    model = model.bfloat16()
+    twin = to_qwen3(model)
+    assert twin.dtype == torch.bfloat16
+    ids = torch.arange(3, 40)[None]
+    torch.testing.assert_close(twin(ids).logits, model(ids).logits, atol=0, rtol=0)
+
+
+def test_classic_has_no_twin():
+    with pytest.raises(ValueError, match="norm_type is 'layernorm', must be 'rmsnorm'"):
+        to_qwen3(TinyStoryForCausalLM(TinyStoryConfig(**TINY)))
+
+
+def test_command_says_what_is_wrong(tmp_path: Path):
+    command = [sys.executable, "-m", "training.export", "--to", "qwen3"]
+    done = subprocess.run([*command, str(tmp_path / "x")], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "not exported: only the modern recipe" in done.stderr
+    (tmp_path / "file").write_text("mine")
+    done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "is not empty" in done.stderr
+
+
+def test_stock_server_tells_the_same(modern, tokenizer, twin_folder):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve = [Path(sys.executable).parent / "transformers", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
+    with subprocess.Popen(serve, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
+        try:
+            wanted = {"model": str(twin_folder), "prompt": "The old dragon", "max_tokens": 16, "temperature": 0}
+            answer = ask(f"http://127.0.0.1:{port}/v1/completions", wanted, server)
+        finally:
+            server.terminate()
+    ids = tokenizer("The old dragon", return_tensors="pt")
+    told = modern.generate(**ids, max_new_tokens=16, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert answer["choices"][0]["text"] == tokenizer.decode(told, skip_special_tokens=True)
+
+
+def ask(url: str, body: dict, server: subprocess.Popen) -> dict:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    end = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+        except OSError as error:
+            if server.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"the server did not answer: {server.stderr.read().decode()}") from error
+            time.sleep(0.5)
+
+
+@pytest.mark.parametrize("recipe", ["modern", "trained"])
+def test_onnx_runtime_tells_the_same(recipe: str, request, tokenizer, tmp_path: Path):
+    model = request.getfixturevalue("modern" if recipe == "modern" else "trained_model")
+    export_onnx(model, tokenizer, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "decode.onnx", providers=["CPUExecutionProvider"])
+    cache_inputs = [i for i in session.get_inputs() if "past_key_values" in i.name]
+    ids = tokenizer("Once upon a time there was a", return_tensors="pt")["input_ids"]
+    config = model.config
+    empty = np.zeros((1, config.num_key_value_heads, 0, config.head_dim), np.float32)
+    cache, written, new = [empty] * len(cache_inputs), ids[0].tolist(), ids.numpy()
+    for _ in range(GREEDY["max_new_tokens"]):
+        length = len(written)
+        feed = {
+            "input_ids": new, "attention_mask": np.ones((1, length), np.int64),
+            "position_ids": np.arange(length - new.shape[1], length)[None],
+        }  # fmt: skip
+        logits, *cache = session.run(None, feed | {i.name: x for i, x in zip(cache_inputs, cache, strict=True)})
+        written.append(int(logits[0, -1].argmax()))
+        new = np.array([written[-1:]])
+        if written[-1] == tokenizer.eos_token_id:
+            break
+    assert written == model.generate(ids, **GREEDY)[0].tolist()

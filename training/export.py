@@ -1,0 +1,125 @@
+"""Write a model in a form that other engines run without this project's code.
+
+python -m training.export --to qwen3 DIR [--model modeling]     a stock Qwen3ForCausalLM checkpoint (modern recipe)
+python -m training.export --to onnx DIR [--model modeling]      ONNX graphs with a key/value cache (either recipe)
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+# What of the configuration must hold for a model to have the shape of Qwen3.
+QWEN3_SHAPE = {
+    "norm_type": "rmsnorm", "norm_position": "pre", "position_type": "rope", "hidden_act": "swiglu", "qk_norm": True,
+    "use_bias": False,
+}  # fmt: skip
+QWEN3_NAMES = (
+    (r"decoder_embedding\.", "embed_tokens."),
+    (r"decoder_layers\.", "layers."),
+    (r"W_([qkvo])\.", r"\1_proj."),
+    (r"feed_forward\.gate\.", "mlp.gate_proj."),
+    (r"feed_forward\.fc1\.", "mlp.up_proj."),
+    (r"feed_forward\.fc2\.", "mlp.down_proj."),
+    (r"norm1\.", "input_layernorm."),
+    (r"norm2\.", "post_attention_layernorm."),
+    (r"^fc\.", "lm_head."),
+)
+
+
+def to_qwen3(model: PreTrainedModel) -> Qwen3ForCausalLM:
+    """The same weights under Qwen3's names; the logits are equal to the bit where the same kernels run.
+
+    Raises:
+        ValueError: the configuration is not Qwen3's shape; the message says which field differs.
+    """
+    config = model.config
+    for name, needed in QWEN3_SHAPE.items():
+        if getattr(config, name) != needed:
+            value = getattr(config, name)
+            raise ValueError(f"only the modern recipe has the shape of Qwen3: {name} is {value!r}, must be {needed!r}")
+    twin_config = Qwen3Config(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        rms_norm_eps=config.norm_eps,
+        rope_parameters=config.rope_parameters,
+        tie_word_embeddings=config.tie_word_embeddings,
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        dtype=model.dtype,
+    )
+    weights = {}
+    for name, weight in model.state_dict().items():
+        for pattern, replacement in QWEN3_NAMES:
+            name = re.sub(pattern, replacement, name)
+        weights[name] = weight
+    # Not .to(dtype), which would round the rotary frequencies too.
+    twin = AutoModelForCausalLM.from_config(twin_config, dtype=model.dtype)
+    twin.load_state_dict(weights, strict=True)
+    twin.generation_config = GenerationConfig.from_dict(model.generation_config.to_dict())
+    return twin.eval()
+
+
+def export_qwen3(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write the twin's checkpoint with tokenizer and generation configuration; it loads without remote code."""
+    to_qwen3(model).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write transformers' own ONNX export, any batch and length: `decode.onnx` takes the cache and new tokens (several,
+    or one), `prefill.onnx` starts without a cache. Needs the extra "onnx".
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+    """
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    prompts = tokenizer(["Once upon a time", "One day, a girl"], return_tensors="pt", padding=True)
+    exported = OnnxExporter().export_for_generation(
+        model.float().eval(), dict(prompts), OnnxConfig(dynamic=True), multi_token_decode=True
+    )
+    exported.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+FORMS = {"qwen3": export_qwen3, "onnx": export_onnx}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", choices=sorted(FORMS), required=True)
+    parser.add_argument("--model", default="modeling", help="folder or Hub name")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="new or empty folder")
+    arguments = parser.parse_args()
+    if arguments.directory.exists() and any(arguments.directory.iterdir()):
+        parser.error(f"{arguments.directory} is not empty")
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, trust_remote_code=True, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=True)
+    try:
+        FORMS[arguments.to](model, tokenizer, arguments.directory)
+    except (ImportError, ValueError) as problem:
+        sys.exit(f"not exported: {problem}")
+    print(f"{arguments.to}: {arguments.directory}")
+
+
+if __name__ == "__main__":
+    main()
