@@ -1,6 +1,8 @@
 # The project's commands; `make help` lists them.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+OLDEST := 5.17.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PORT ?= 8501
@@ -17,6 +19,15 @@ test: $(READY) chromium lint ## lint, types and tests, browser tests included (m
 test-all: $(READY) chromium lint ## all tests, the long ones too
 	$(BIN)/pytest
 
+test-oldest: ## the tests on the oldest supported transformers, in an environment of their own
+	mkdir -p build
+	sed 's/^transformers==.*/transformers==$(OLDEST)/' constraints.txt > build/constraints-oldest.txt
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=build/constraints-oldest.txt
+
+conformance: $(READY) ## transformers' own model tests, fetched, against both recipes (minutes)
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) parameterized
+	$(BIN)/python tests/conformance/run.py
+
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,11 +43,11 @@ clean: ## remove the environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch first and by its pin: other packages then take it as it is.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,finetune,onnx,space,test]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[train,finetune,onnx,space,test]'
 	touch $@
 
-.PHONY: help app test test-all lint chromium train clean
+.PHONY: help app test test-all test-oldest conformance lint chromium train clean

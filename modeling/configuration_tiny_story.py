@@ -36,6 +36,7 @@ class TinyStoryConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial linear weights.
         embedding_initializer_range: standard deviation of the initial token embedding.
         tie_word_embeddings: use the token embedding as output layer.
+        control_prefix: the model was trained with control prefixes (`control_tiny_story.py`), so stories are planned.
         rope_parameters: `rope_theta` and `rope_type` when position_type is "rope".
 
     Raises:
@@ -74,6 +75,7 @@ class TinyStoryConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     embedding_initializer_range: float = 1.0
     tie_word_embeddings: bool = False
+    control_prefix: bool = False
     rope_parameters: RopeParameters | dict | None = None
     use_cache: bool = True
     pad_token_id: int | None = 0
@@ -85,6 +87,8 @@ class TinyStoryConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.num_attention_heads > 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.hidden_act != "swiglu":  # a plan must name existing layers only
+            self.base_model_tp_plan = {k: v for k, v in self.base_model_tp_plan.items() if not k.endswith(".gate")}
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):

@@ -1,12 +1,14 @@
-"""The special tokens, written once: the tokenizer reserves them, training and decoding read them here.
+"""The special tokens and the control prefix, written once: training and decoding read them here.
 
 A control prefix stands before `<sos>` and tells the model what story is wanted:
 
-    <ending> happy <length_3> <include> dragon <sos> Once upon a time ... happy. </sos>
+    <ending> happy<length_3><include> dragon<sos>Once upon a time ... happy.</sos>
 
-so a story without wishes is plain `<sos> text </sos>`. Ids 0 to 15 are reserved from the first tokenizer on; a
-checkpoint trained without prefixes and one trained with them share one vocabulary.
+Each part may be missing; a story without wishes is plain `<sos> text </sos>`. Ids 0 to 15 are reserved from the first
+tokenizer on; a checkpoint trained without prefixes and one trained with them share one vocabulary.
 """
+
+from collections.abc import Callable, Sequence
 
 PAD, BOS, EOS = "<pad>", "<sos>", "</sos>"
 ENDING, INCLUDE = "<ending>", "<include>"
@@ -14,3 +16,41 @@ LENGTHS = tuple(f"<length_{bucket}>" for bucket in range(1, 9))
 RESERVED = tuple(f"<reserved_{number}>" for number in range(1, 4))
 
 SPECIAL_TOKENS = (PAD, BOS, EOS, ENDING, INCLUDE, *LENGTHS, *RESERVED)  # in order of their ids
+
+LENGTH_LIMITS = (50, 80, 110, 130, 150, 180, 250)  # longest story, in words, of each length but the last
+NAMED_LENGTHS = {"short": 2, "medium": 4, "long": 7}  # the bucket of each name, counted from 1
+MAX_INCLUDE = 3  # words to include, at most
+
+
+def length_bucket(num_words: int) -> int:
+    """The bucket (1 to 8) a story of so many words belongs to."""
+    return 1 + sum(num_words > limit for limit in LENGTH_LIMITS)
+
+
+def fitting_bucket(max_words: int) -> int | None:
+    """The longest bucket whose stories all have at most max_words words (or the shortest bucket); None if nearly all
+    stories are that short anyway."""
+    if max_words >= 200:
+        return None
+    return max(1, sum(limit <= max_words for limit in LENGTH_LIMITS))
+
+
+def control_prefix(
+    encode: Callable[[str], list[int]], ending: str | None, bucket: int | None, include: Sequence[str] = ()
+) -> list[int]:
+    """Token ids of the prefix; empty without wishes.
+
+    Args:
+        encode: text to token ids, without special tokens.
+        ending: the story's last words, without the sentence end.
+        bucket: length of the story, 1 to 8.
+        include: words that shall occur in the story.
+    """
+    ids: list[int] = []
+    if ending:
+        ids += [SPECIAL_TOKENS.index(ENDING), *encode(f" {ending}")]
+    if bucket:
+        ids.append(SPECIAL_TOKENS.index(LENGTHS[bucket - 1]))
+    for word in include:
+        ids += [SPECIAL_TOKENS.index(INCLUDE), *encode(f" {word}")]
+    return ids

@@ -1,10 +1,11 @@
 """How a story is decoded: from the reader's start to the reader's ending, within the reader's length.
 
-`write_stories` writes a batch of stories token by token on one key/value cache. A story that asks for an ending is
-not left to chance: `</sos>` is only taken after a sentence that closes on the ending. Where the model would stop
-without it, or the limit nears, `_close` searches how to bring the ending in: it samples continuations on copies of the
-cache, and of all places in them takes the one where the model finds ending + sentence end + `</sos>` likeliest.
-Words are given out only when they are final, so a stream never takes anything back.
+`write_stories` writes a batch of stories token by token. A story that asks for something is planned: its wishes stand
+before it as a control prefix, which the model was trained on. It is not left to chance either: `</sos>` is only taken
+after a sentence that closes on the ending, with every word to include told. Where the model would stop without them,
+or the limit nears, `_bring_in` searches how to bring the ending or the word in: it samples continuations on copies of
+the cache, and of all places in them takes the one where the model finds ending + sentence end + `</sos>`, or the word,
+likeliest. Words are given out only when they are final, so a stream never takes anything back.
 
 Every story draws from its own random numbers: it comes out the same alone or in a batch.
 """
@@ -12,11 +13,15 @@ Every story draws from its own random numbers: it comes out the same alone or in
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import zip_longest
+from random import Random
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .control_tiny_story import NAMED_LENGTHS, control_prefix, fitting_bucket
+from .decoder_tiny_story import Decoder, Precision, open_decoder
 from .request_tiny_story import (
     PUNCTUATION,
     SENTENCE_END,
@@ -26,11 +31,12 @@ from .request_tiny_story import (
     ends_with,
     open_quote,
 )
+from .sampling_tiny_story import repetition_penalties, sample
 
-CANDIDATES = 12  # continuations sampled by a search for the close
-CANDIDATE_TOKENS = 24  # their longest length
-FINALISTS = 16  # places scored in full
-CLOSING_WORDS = 16  # words kept back for the closing sentence, beside the ending's own
+CANDIDATES = 8  # continuations sampled by a search
+CANDIDATE_TOKENS = 20  # their longest length
+FINALISTS = 12  # places scored in full
+CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
 
 
 @dataclass
@@ -38,15 +44,44 @@ class Story:
     """A story as it is written; `finish_reason` is "ending", "eos" or "length" once it is finished."""
 
     request: StoryRequest
-    ids: list[int]  # tokens of the text, without <sos>
+    ids: list[int]  # tokens of the text, without prefix and <sos>
     text: str
-    generator: torch.Generator
+    random: Random
     finish_reason: str | None = None
-    given: int = field(default=0)  # characters already given out
+    searches: int = 0  # times a word or the ending did not come by itself
+    log_probability: float = 0.0  # of the tokens written, in nats, with nothing forbidden and nothing penalised
+    whole_word: bool = False  # the text ends on a word that must not be lengthened to another one
+    pending: list[int] = field(default_factory=list)  # tokens a search has settled, still to be written
+    given: int = 0  # characters already given out
+    places: dict[int, list[int]] = field(default_factory=dict)  # where each token occurs in ids
+
+    def __post_init__(self) -> None:
+        tokens, self.ids = self.ids, []
+        for token in tokens:
+            self._append(token)
+        self.num_given = len(tokens)  # tokens of the start
 
     @property
     def words_left(self) -> int:
         return self.request.max_words - count_words(self.text)
+
+    def write(self, token: int, vocabulary: "Vocabulary") -> None:
+        self._append(token)
+        piece = vocabulary.pieces[token]
+        # A piece with half a character in it only makes sense beside its neighbours.
+        partial = "\ufffd" in piece or "\ufffd" in self.text[-3:]
+        self.text = vocabulary.decode(self.ids) if partial else self.text + piece
+        self.whole_word = False
+
+    def _append(self, token: int) -> None:
+        self.places.setdefault(token, []).append(len(self.ids))
+        self.ids.append(token)
+
+    def give(self) -> str:
+        """The text that is final and not given out yet; half a character waits for its other half."""
+        final = self.text if self.finish_reason else self.text.rstrip("\ufffd")
+        piece, self.given = final[self.given :], max(self.given, len(final))
+        return piece
 
 
 class Vocabulary:
@@ -55,11 +90,13 @@ class Vocabulary:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         self.pieces = [tokenizer.decode([i]) for i in range(len(tokenizer))]
-        # After a whole word only these may come: text that goes on without a blank would make it another word.
-        self.breaks_word = torch.tensor([not piece[:1].isalnum() and "\ufffd" not in piece for piece in self.pieces])
-        self.special = torch.zeros(len(tokenizer), dtype=torch.bool)
-        self.special[tokenizer.all_special_ids] = True
+        # After a whole word only the others may come: text that goes on without a blank would make it another word.
+        self.lengthens = np.array([piece[:1].isalnum() or "\ufffd" in piece for piece in self.pieces])
         self.eos = tokenizer.eos_token_id
+        self.special = np.zeros(len(tokenizer), dtype=bool)
+        self.special[tokenizer.all_special_ids] = True
+        self.not_text = self.special.copy()
+        self.not_text[self.eos] = False
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -73,9 +110,15 @@ _vocabulary = lru_cache(maxsize=4)(Vocabulary)
 
 @torch.inference_mode()
 def write_stories(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: list[StoryRequest]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: list[StoryRequest],
+    precision: Precision = "auto",
 ) -> Iterator[tuple[int, str, Story]]:
     """Write stories side by side.
+
+    Args:
+        precision: as in `open_decoder`.
 
     Yields:
         (index of the request, next piece of its text, the story so far); the first piece is the start. When the
@@ -85,229 +128,228 @@ def write_stories(
         ValueError: a start or an ending does not fit into the model's context.
     """
     vocabulary = _vocabulary(tokenizer)
-    context = model.config.max_position_embeddings
-    stories = [_begin(request, vocabulary, context) for request in requests]
-    # Room for <sos>, a search, the ending and its close, whatever happens.
-    reserve = [CANDIDATE_TOKENS + 8 + len(vocabulary.encode(" " + (s.request.end or ""))) for s in stories]
+    decoder = open_decoder(model, precision)
+    stories, prompts, limits = [], [], []
+    for request in requests:
+        prefix, limit = _plan(request, vocabulary, model.config)
+        ids = vocabulary.encode(request.start)
+        if len(ids) > limit:
+            raise ValueError(
+                f"the start has {len(ids)} tokens; with this ending the model has room for {max(0, limit)} "
+                f"(its context is {model.config.max_position_embeddings} tokens)"
+            )
+        stories.append(Story(request, ids, request.start, Random(request.seed), whole_word=request.start[-1].isalnum()))
+        prompts.append([*prefix, tokenizer.bos_token_id, *ids])
+        limits.append(limit)
     for index, story in enumerate(stories):
-        yield index, _give(story), story
+        yield index, story.give(), story
 
-    rows = list(range(len(stories)))  # story of each row of the batch
-    width = max(len(story.ids) for story in stories) + 1
-    padding = [width - 1 - len(story.ids) for story in stories]
-    pad_id, bos_id = tokenizer.pad_token_id, tokenizer.bos_token_id
-    prompts = [[pad_id] * pad + [bos_id, *story.ids] for pad, story in zip(padding, stories, strict=True)]
-    ids = torch.tensor(prompts, device=model.device)  # (batch, time), padded on the left
-    mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=model.device)
-    cache = DynamicCache(config=model.config)
+    rows = list(range(len(stories)))  # story of each row of the decoder
+    logits = decoder.start(prompts).numpy()  # (rows, vocab)
     while True:
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        logits = model(
-            ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-        ).logits[:, -1].float().cpu()  # (batch, vocab)  # fmt: skip
-        tokens, keep = [], []
+        keep = []
         for row, index in enumerate(rows):
             story = stories[index]
-            token = _next_token(story, logits[row], vocabulary)
-            step = _judge(story, token, vocabulary, full=len(story.ids) + 1 + reserve[index] >= context)
-            if step is _Close:
-                _close(story, model, vocabulary, _fork(cache, row, 1), mask[row : row + 1], logits[row])
-                step = _Finish("ending")
-            if isinstance(step, _Finish):
-                story.finish_reason = step.reason
-            else:
-                story.ids.append(token)
-                story.text = vocabulary.decode(story.ids)
-                tokens.append(token)
+            _advance(story, decoder, row, logits[row], vocabulary, full=len(story.ids) >= limits[index])
+            if not story.finish_reason:
                 keep.append(row)
-            yield index, _give(story), story
+            yield index, story.give(), story
         rows = [rows[row] for row in keep]
         if not rows:
             return
-        if len(keep) < len(mask):
-            mask = mask[keep]
-            cache.batch_select_indices(torch.tensor(keep, device=model.device))
-        mask = torch.cat((mask, mask.new_ones(len(keep), 1)), dim=1)
-        ids = torch.tensor(tokens, device=model.device)[:, None]
+        if len(keep) < len(logits):
+            decoder.keep(keep)
+        logits = decoder.step([stories[index].ids[-1] for index in rows]).numpy()
+
+
+def _plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig) -> tuple[list[int], int]:
+    """The control prefix, and how many tokens of text leave just room for what was asked for and its search."""
+    prefix: list[int] = []
+    ending = None if request.stop_at_first else request.end
+    if config.control_prefix:
+        buckets = [fitting_bucket(request.max_words), NAMED_LENGTHS.get(request.length)]
+        bucket = min((bucket for bucket in buckets if bucket), default=None)
+        prefix = control_prefix(vocabulary.encode, ending, bucket, request.include)
+    wanted = [*request.include, *([ending] if ending else [])]
+    reserve = sum(CANDIDATE_TOKENS + 8 + len(vocabulary.encode(f" {words}")) for words in wanted or [""])
+    return prefix, config.max_position_embeddings - 1 - len(prefix) - reserve
+
+
+def _advance(story: Story, decoder: Decoder, row: int, logits: np.ndarray, vocabulary: Vocabulary, full: bool) -> None:
+    """Write one more token, or finish the story.
+
+    Args:
+        logits: (vocab,) of the story's next token.
+        full: the limit of `_plan` is reached.
+    """
+    if not story.pending:
+        token = _draw(story, logits, vocabulary)
+        step = _judge(story, token, vocabulary, full)
+        if isinstance(step, str):
+            story.finish_reason = step
+            return
+        if isinstance(step, _Target):
+            story.searches += 1
+            story.pending = _bring_in(step, story, decoder.fork([row]), logits, vocabulary)
+            if step.final:
+                for token in story.pending:
+                    story.write(token, vocabulary)
+                story.pending, story.finish_reason = [], "ending"
+                return
+        else:
+            story.log_probability += float(log_softmax(logits)[token])
+            story.write(token, vocabulary)
+            return
+    story.write(story.pending.pop(0), vocabulary)
+    story.whole_word = not story.pending
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last dimension."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:
+    """The token the model wants next, within what a story may hold."""
+    logits = logits.copy()
+    logits[vocabulary.not_text] = -np.inf
+    if story.text == story.request.start:
+        logits[vocabulary.eos] = -np.inf
+    if story.whole_word:
+        logits[vocabulary.lengthens] = -np.inf
+    request = story.request
+    for token, penalty in repetition_penalties(story.ids, story.places, request.dry_multiplier).items():
+        logits[token] -= penalty
+    return sample(logits, request.temperature, request.top_p, story.random.random())
 
 
 @dataclass(frozen=True)
-class _Finish:
-    reason: str
+class _Target:
+    """What is to be brought into a story now: its ending (final), or a word to include."""
+
+    words: str
+    final: bool
 
 
-_Continue, _Close = object(), object()
+def _judge(story: Story, token: int, vocabulary: Vocabulary, full: bool) -> str | _Target | None:
+    """What to do with the token the model wants next: take it (None), finish before it, or bring something in."""
+    request, text = story.request, story.text
+    if vocabulary.lengthens[token] and not full:
+        return None  # in the middle of a word
+    stops, left, closed = token == vocabulary.eos, story.words_left, closes_sentence(text)
+    missing = request.missing(text)
+    there = request.end and not missing and len(text) > len(request.start) and ends_with(text, request.end)
+    if there and (request.stop_at_first or (closed and (stops or left <= CLOSING_WORDS))):
+        return "ending"
+    planned = bool(request.end) and not request.stop_at_first
+    if not missing and not planned:
+        if stops:
+            return "eos"
+        over = left <= 0 and count_words(text + vocabulary.pieces[token]) > request.max_words
+        return "length" if full or over else None
+    left -= _words_needed(story, missing)
+    sentences = len(missing) + planned
+    # A sentence end in good time is the better place; in mid-sentence only when the words run out.
+    if full or stops or (closed and left <= CLOSING_WORDS * sentences) or left <= 4 * sentences:
+        return _Target(missing[0], final=False) if missing else _Target(request.end, final=True)
+    return None
 
 
-def _begin(request: StoryRequest, vocabulary: Vocabulary, context: int) -> Story:
-    ids = vocabulary.encode(request.start)
-    ending = vocabulary.encode(" " + request.end) if request.end else []
-    longest = context - 2 * CANDIDATE_TOKENS - len(ending)
-    if len(ids) > longest:
-        raise ValueError(
-            f"the start has {len(ids)} tokens; with this ending the model has room for {max(0, longest)} "
-            f"(its context is {context} tokens)"
-        )
-    return Story(request, ids, request.start, torch.Generator().manual_seed(request.seed))
-
-
-def _give(story: Story) -> str:
-    """The text that is final and not given out yet; half a character waits for its other half."""
-    final = story.text if story.finish_reason else story.text.rstrip("\ufffd")
-    piece, story.given = final[story.given :], max(story.given, len(final))
-    return piece
-
-
-def _next_token(story: Story, logits: torch.Tensor, vocabulary: Vocabulary) -> int:
-    """Sample (or take the likeliest) from logits (vocab,); the reader's start is not lengthened to another word."""
-    allowed = ~vocabulary.special
-    allowed[vocabulary.eos] = True
-    if story.text == story.request.start:
-        allowed[vocabulary.eos] = False
-        if story.text[-1].isalnum():
-            allowed &= vocabulary.breaks_word
-    return sample(logits.masked_fill(~allowed, -torch.inf)[None], story)[0]
-
-
-def sample(logits: torch.Tensor, story: Story) -> list[int]:
-    """One token for each row of logits (rows, vocab), by the story's settings and random numbers."""
+def _words_needed(story: Story, missing: list[str]) -> int:
+    """Words of what the story must still hold."""
     request = story.request
-    if request.temperature == 0:
-        return logits.argmax(-1).tolist()
-    probabilities = torch.softmax(logits.double() / request.temperature, dim=-1)
-    if request.top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
-        outside = ordered.cumsum(-1) - ordered >= request.top_p
-        probabilities = probabilities.scatter(-1, order, ordered.masked_fill(outside, 0.0))
-    # Cumulated in the order of the ids, not of their probabilities: rounding can then move no two tokens past
-    # each other, and a batch gives what a single story gives.
-    cumulated = probabilities.cumsum(-1)
-    drawn = torch.rand(len(logits), 1, generator=story.generator, dtype=torch.float64) * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, drawn, right=True).clamp(max=logits.shape[-1] - 1).flatten().tolist()
+    ending = request.end if request.end and not request.stop_at_first else ""
+    return sum(count_words(word) for word in missing) + count_words(ending)
 
 
-def _judge(story: Story, token: int, vocabulary: Vocabulary, full: bool) -> object:
-    """What to do with the token the model wants next: take it, finish before it, or close on the ending.
+def _bring_in(target: _Target, story: Story, decoder: Decoder, logits: np.ndarray, vocabulary: Vocabulary) -> list[int]:
+    """Tokens that lead to the target's words: sampled continuations, closed at the best place in any of them.
 
     Args:
-        full: there is just room in the context for a close.
+        decoder: one row, what is written so far; logits: (vocab,) of its next token.
     """
-    request, piece = story.request, vocabulary.pieces[token]
-    between_words = token == vocabulary.eos or not piece[:1].isalnum()
-    started = len(story.text) > len(request.start)
-    if request.end and started and between_words and ends_with(story.text, request.end):
-        if request.stop_at_first:
-            return _Finish("ending")
-        if closes_sentence(story.text) and (token == vocabulary.eos or story.words_left <= CLOSING_WORDS):
-            return _Finish("ending")
-    if request.end and not request.stop_at_first:
-        left = story.words_left - count_words(request.end)
-        at_boundary = closes_sentence(story.text)
-        # A sentence end in good time is the better place; in mid-sentence only when the words run out.
-        if full or token == vocabulary.eos or (at_boundary and left <= CLOSING_WORDS) or (between_words and left <= 4):
-            return _Close
-        return _Continue
-    if token == vocabulary.eos:
-        return _Finish("eos")
-    if full or (story.words_left <= 0 and count_words(story.text + piece) > request.max_words):
-        return _Finish("length")
-    return _Continue
-
-
-def _fork(cache: DynamicCache, row: int, copies: int) -> DynamicCache:
-    """Copies of one row of a cache, to write on without touching it."""
-    fork = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        keys, values = (x[row : row + 1].expand(copies, -1, -1, -1) for x in (layer.keys, layer.values))
-        fork.update(keys, values, index)
-    return fork
-
-
-def _close(
-    story: Story,
-    model: PreTrainedModel,
-    vocabulary: Vocabulary,
-    cache: DynamicCache,
-    mask: torch.Tensor,
-    logits: torch.Tensor,
-) -> None:
-    """Finish the story on its ending: sample continuations, then take the best place to close in any of them.
-
-    Args:
-        cache, mask: one row, (1, context), for what is written so far; logits: (vocab,) of the next token.
-    """
-    ending = story.request.end
-    typed = ending.rstrip(PUNCTUATION)
-    mark = ending[len(typed) :]
+    typed = target.words.rstrip(PUNCTUATION)
+    mark = target.words[len(typed) :] if target.final else ""
     spellings = [typed] if typed[:1].isupper() else [typed, typed[0].upper() + typed[1:]]
-    ending_ids = [vocabulary.encode(" " + spelling) for spelling in spellings]
+    spelling_ids = [vocabulary.encode(" " + spelling) for spelling in spellings]
+    room = story.words_left - _words_needed(story, story.request.missing(story.text))
 
-    continuations, first_scores = _continuations(story, model, vocabulary, cache, mask, logits, ending_ids)
-    places = []  # (log-probability of the ending's first token, continuation, tokens of it, spelling)
+    fork = decoder.fork([0] * CANDIDATES)
+    continuations, first_scores, steps = _continue(story, fork, logits, vocabulary, room, [x[0] for x in spelling_ids])
+    places = []  # (log-probability of the first token, continuation, tokens of it, spelling)
     for index, tokens in enumerate(continuations):
         for length in range(len(tokens) + 1):
-            if _may_close(story, tokens, length, vocabulary):
-                for spelling in range(len(spellings)):
-                    places.append((first_scores[length][index][spelling], index, length, spelling))
-    places = sorted(set(places), key=lambda place: (-place[0], place[1:]))
-    if not places:  # nothing fits: close right here
-        places = [(0.0, 0, 0, 0)]
-    closings: list[tuple[list[int], list[int]]] = []
-    seen: set[tuple[tuple[int, ...], int]] = set()
+            if tokens[:length] in [other[:length] for other in continuations[:index]]:
+                continue  # seen in an earlier continuation
+            if _may_stand(target, story, tokens, length, vocabulary, room):
+                places += [(first_scores[length][index][n], index, length, n) for n in range(len(spellings))]
+    places = sorted(places, key=lambda place: (-place[0], place[1:]))[:FINALISTS]
+    if not places:  # nothing fits: right here
+        places = [(first_scores[0][0][0], 0, 0, 0)]
+
+    closings = []  # for each place, the ways to close there: words + a sentence end
     for _, index, length, spelling in places:
-        prefix = continuations[index][:length]
-        key = (tuple(prefix), spelling)
-        if key not in seen and len(seen) < FINALISTS:
-            seen.add(key)
-            text = vocabulary.decode(story.ids + prefix)
-            for stop in [mark] if SENTENCE_END.search(mark) else [mark + ".", mark + "!"]:
-                stop += '"' if open_quote(f"{text} {spellings[spelling]}{stop}") else ""
-                closings.append((prefix, ending_ids[spelling] + vocabulary.encode(stop)))
-    scores = _score(closings, model, vocabulary, cache, mask, logits)
-    prefix, close = closings[max(range(len(closings)), key=scores.__getitem__)]
-    story.ids = story.ids + prefix + close
-    story.text = vocabulary.decode(story.ids)
+        stops = [""]
+        if target.final:
+            text = vocabulary.decode(story.ids + continuations[index][:length])
+            stops = [mark] if SENTENCE_END.search(mark) else [mark + ".", mark + "!"]
+            stops = [stop + ('"' if open_quote(f"{text} {spellings[spelling]}{stop}") else "") for stop in stops]
+        closings.append([spelling_ids[spelling] + vocabulary.encode(stop) for stop in stops])
+    # One forward pass with the first way of each; how it differs from the second is read off the same logits.
+    width = max(len(ways[0]) for ways in closings)
+    branches = fork.fork([index for _, index, _, _ in places], [steps - length for _, _, length, _ in places])
+    scores = log_softmax(branches.extend([ways[0] + [0] * (width - len(ways[0])) for ways in closings]).numpy())
+    best: tuple[float, list[int]] = (-np.inf, [])
+    for row, ((first, index, length, _), ways) in enumerate(zip(places, closings, strict=True)):
+        score = first + sum(float(scores[row, at - 1, token]) for at, token in enumerate(ways[0]) if at)
+        if target.final:
+            score += float(scores[row, len(ways[0]) - 1, vocabulary.eos])
+        for way in ways:
+            at = next((at for at, pair in enumerate(zip_longest(ways[0], way)) if pair[0] != pair[1]), 0)
+            gain = float(scores[row, at - 1, way[at]] - scores[row, at - 1, ways[0][at]]) if at else 0.0
+            if score + gain > best[0]:
+                best = (score + gain, continuations[index][:length] + way)
+    story.log_probability += best[0]
+    return best[1]
 
 
-def _may_close(story: Story, tokens: list[int], length: int, vocabulary: Vocabulary) -> bool:
-    """Whether the ending may stand after `length` of the tokens: inside a sentence, between words, within the limit."""
+def _may_stand(
+    target: _Target, story: Story, tokens: list[int], length: int, vocabulary: Vocabulary, room: int
+) -> bool:
+    """Whether the words may stand after `length` of the tokens: inside a sentence, between words, within the limit."""
     text = vocabulary.decode(story.ids + tokens[:length])
-    following = vocabulary.pieces[tokens[length]] if length < len(tokens) else ""
-    fits = count_words(text) + count_words(story.request.end) <= story.request.max_words
+    fits = count_words(text) - count_words(story.text) <= room
     inside = (text[-1:].isalnum() or text[-1:] == ",") and "\ufffd" not in text
+    whole = length == len(tokens) or not vocabulary.lengthens[tokens[length]]
     # A word that stands twice in a row is no ending; the whole of a word the reader began with stays as it is.
-    return fits and inside and not following[:1].isalnum() and not ends_with(text, story.request.end)
+    return fits and inside and whole and not ends_with(text, target.words)
 
 
-def _continuations(
-    story: Story,
-    model: PreTrainedModel,
-    vocabulary: Vocabulary,
-    cache: DynamicCache,
-    mask: torch.Tensor,
-    logits: torch.Tensor,
-    ending_ids: list[list[int]],
-) -> tuple[list[list[int]], list[list[list[float]]]]:
-    """Sample ways on to the next sentence end.
+def _continue(
+    story: Story, fork: Decoder, logits: np.ndarray, vocabulary: Vocabulary, room: int, first: list[int]
+) -> tuple[list[list[int]], list[list[list[float]]], int]:
+    """Sample ways on to the next sentence end, one for each row of the fork.
 
     Returns:
-        the continuations' tokens, and log-probabilities of the ending's first token, [length][continuation][spelling].
+        the continuations' tokens; log-probabilities of the tokens `first`, [length][continuation][token]; and the
+        tokens the fork has read, the same number in each row.
     """
-    fork = _fork(cache, 0, CANDIDATES)
-    fork_mask = mask.expand(CANDIDATES, -1)
-    position = int(mask.sum())
-    banned = vocabulary.special.clone()
-    first = torch.tensor([ids[0] for ids in ending_ids])
-    logits = logits.expand(CANDIDATES, -1)
-    room = story.words_left - count_words(story.request.end)
-    tokens: list[list[int]] = [[] for _ in range(CANDIDATES)]
-    ended = [False] * CANDIDATES
-    scores = []
+    request, count = story.request, CANDIDATES
+    temperature, random = (request.temperature, story.random) if request.temperature else (0.8, Random(0))
+    batch = np.repeat(logits[None], count, axis=0)  # (continuations, vocab)
+    tokens: list[list[int]] = [[] for _ in range(count)]
+    ended = [False] * count
+    scores: list[list[list[float]]] = []
     for length in range(CANDIDATE_TOKENS + 1):
-        scores.append(torch.log_softmax(logits, -1)[:, first].tolist())
+        scores.append(log_softmax(batch)[:, first].tolist())
         if length == CANDIDATE_TOKENS:
             break
-        drawn = sample(logits.masked_fill(banned, -torch.inf), story)
+        batch = batch.copy()
+        batch[:, vocabulary.special] = -np.inf
+        if length == 0 and story.whole_word:
+            batch[:, vocabulary.lengthens] = -np.inf
+        drawn = [sample(row, temperature, request.top_p, random.random()) for row in batch]
         for index, token in enumerate(drawn):
             if not ended[index]:
                 tokens[index].append(token)
@@ -315,36 +357,5 @@ def _continuations(
                 ended[index] = bool(SENTENCE_END.search(text)) or count_words(text) > room + 1
         if all(ended):
             break
-        fork_mask = torch.cat((fork_mask, fork_mask.new_ones(CANDIDATES, 1)), dim=1)
-        logits = model(
-            torch.tensor(drawn, device=model.device)[:, None], attention_mask=fork_mask,
-            position_ids=torch.full((CANDIDATES, 1), position + length, device=model.device),
-            past_key_values=fork, use_cache=True,
-        ).logits[:, -1].float().cpu()  # (candidates, vocab)  # fmt: skip
-    return tokens, scores
-
-
-def _score(
-    closings: list[tuple[list[int], list[int]]],
-    model: PreTrainedModel,
-    vocabulary: Vocabulary,
-    cache: DynamicCache,
-    mask: torch.Tensor,
-    logits: torch.Tensor,
-) -> list[float]:
-    """log p(ending, sentence end, </sos> | story, prefix) of each (prefix, close); one forward pass for all."""
-    width = max(len(prefix) + len(close) for prefix, close in closings)
-    rows = [prefix + close + [vocabulary.eos] for prefix, close in closings]
-    ids = torch.tensor([row[:-1] + [0] * (width + 1 - len(row)) for row in rows], device=model.device)
-    positions = int(mask.sum()) + torch.arange(width, device=model.device)
-    full_mask = torch.cat((mask.expand(len(rows), -1), mask.new_ones(len(rows), width)), dim=1)
-    output = model(
-        ids, attention_mask=full_mask, position_ids=positions.expand(len(rows), -1),
-        past_key_values=_fork(cache, 0, len(rows)), use_cache=True,
-    ).logits.float().cpu()  # (closings, width, vocab)  # fmt: skip
-    # Padding stands on the right, where it is seen by no token that counts.
-    everything = torch.cat((logits.expand(len(rows), 1, -1), output), dim=1).log_softmax(-1)
-    return [
-        sum(everything[row, at, rows[row][at]].item() for at in range(len(prefix), len(rows[row])))
-        for row, (prefix, _) in enumerate(closings)
-    ]
+        batch = fork.step(drawn).numpy()
+    return tokens, scores, len(scores) - 1

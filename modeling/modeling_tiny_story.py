@@ -6,20 +6,21 @@ classic (the defaults)                        modern (the shape of Qwen3)
   x = norm2(x + feed_forward(x))                x = x + feed_forward(norm2(x)); a last norm
   LayerNorm, ReLU, biases, untied output        RMSNorm, QK-norm, SwiGLU, no biases, tied output
 
-Nothing is precomputed and stored: positions are worked out from `position_ids` in each forward pass, so there are no
-buffers that loading, casting or moving the model could spoil. Classes stand in the order data flows through them.
+Classes stand in the order data flows through them.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.functional import relu, silu
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -29,43 +30,51 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_tiny_story import TinyStoryConfig
 
 
-def position_angles(position_ids: torch.Tensor, dim: int, base: float) -> torch.Tensor:
-    """Angle of each position in each of dim / 2 planes: position / base^(2i / dim), in fp32.
-
-    Args:
-        position_ids: (batch, time), in tokens.
-
-    Returns:
-        (batch, time, dim / 2), in radians.
-    """
-    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=position_ids.device) / dim  # (dim / 2,)
-    return position_ids[..., None].float() * (1.0 / base**exponents)
+def inverse_frequencies(dim: int, base: float, device: torch.device | None = None) -> torch.Tensor:
+    """1 / base^(2i / dim) for i below dim / 2, in radians per position: (dim / 2,), fp32."""
+    return 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
 
 
 class PositionalEncoding(nn.Module):
-    """Fixed sinusoids: sin in the even channels, cos in the odd ones (Vaswani et al. 2017, section 3.5)."""
+    """Fixed sinusoids: sin in the even channels, cos in the odd ones (Vaswani et al. 2017, section 3.5). Worked out
+    in each forward pass: there is no buffer that loading, casting or moving the model could spoil."""
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """hidden_states (batch, time, hidden) + the sinusoids of position_ids (batch, time)."""
-        angles = position_angles(position_ids, hidden_states.shape[-1], base=10000.0)  # (batch, time, hidden / 2)
+        frequencies = inverse_frequencies(hidden_states.shape[-1], base=10000.0, device=position_ids.device)
+        angles = position_ids[..., None].float() * frequencies  # (batch, time, hidden / 2)
         sinusoids = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (batch, time, hidden)
         return hidden_states + sinusoids.to(hidden_states.dtype)
 
 
 class RotaryEmbedding(nn.Module):
-    """Cosines and sines for rotary positions (Su et al. 2021, RoFormer, section 3.2; half-rotation layout)."""
+    """Cosines and sines for rotary positions (Su et al. 2021, RoFormer, section 3.2; half-rotation layout), scaled as
+    `rope_parameters` says. The base class finds the buffers by their names and rebuilds them after loading."""
+
+    inv_freq: torch.Tensor
 
     def __init__(self, config: TinyStoryConfig):
         super().__init__()
-        self.head_dim = config.head_dim
-        self.base = config.rope_parameters["rope_theta"]
+        self.config = config
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        self.rope_type = config.rope_parameters["rope_type"]
+        compute = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+        inv_freq, self.attention_scaling = compute(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)  # (head_dim / 2,), radians per position
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: TinyStoryConfig, **kwargs: object) -> tuple[torch.Tensor, float]:
+        return inverse_frequencies(config.head_dim, config.rope_parameters["rope_theta"]), 1.0
 
     @torch.no_grad()
+    @dynamic_rope_update
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin, each (batch, 1, time, head_dim), in the dtype of hidden_states."""
-        angles = position_angles(position_ids, self.head_dim, self.base)
+        angles = position_ids[..., None].float() * self.inv_freq.to(device=position_ids.device, dtype=torch.float32)
         angles = torch.cat((angles, angles), dim=-1)[:, None]  # (batch, 1, time, head_dim)
-        return angles.cos().to(hidden_states.dtype), angles.sin().to(hidden_states.dtype)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -86,9 +95,6 @@ class RMSNorm(nn.Module):
         wide = hidden_states.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(hidden_states.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": RMSNorm}
@@ -188,9 +194,8 @@ class PositionWiseFeedForward(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.use_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.gated:
-            return self.fc2(nn.functional.silu(self.gate(hidden_states)) * self.fc1(hidden_states))
-        return self.fc2(nn.functional.relu(self.fc1(hidden_states)))
+        hidden = self.fc1(hidden_states)
+        return self.fc2(silu(self.gate(hidden_states)) * hidden if self.gated else relu(hidden))
 
 
 class DecoderLayer(GradientCheckpointingLayer):

@@ -3,14 +3,16 @@
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from transformers import AutoModelForCausalLM, Pipeline
 
+from .decoder_tiny_story import Precision
 from .generation_tiny_story import Story, write_stories
 from .request_tiny_story import StoryRequest, count_words
 
 SEEDS = 2**31  # seeds drawn lie below
+CANDIDATE_SEEDS = 1_000_003  # from one candidate's seed to the next one's
 
 
 class StoryGenerationPipeline(Pipeline):
@@ -21,9 +23,14 @@ class StoryGenerationPipeline(Pipeline):
 
     Args of a call (see `StoryRequest` for each):
         start: one start, or a list of them.
-        end, max_words, stop_at_first, temperature, top_p: as in `StoryRequest`, for every story of the call.
+        continue_from: instead of start, an earlier story's text (or a list of them); the new story begins with it.
+        end, max_words, include, length, stop_at_first, temperature, top_p, dry_multiplier: as in `StoryRequest`, for
+            every story of the call.
         num_stories: stories for each start.
-        seed: of the first story; the next ones count up from it. None draws one, and the result says which.
+        num_candidates: stories drawn for each story given; the one the model finds likeliest, token for token, is kept.
+        seed: of the first story; the next ones count up from it. None draws one. The result names its own story's:
+            with num_candidates=1 it gives that story again.
+        precision: "auto", "int8" or "full", as in `open_decoder`.
 
     Returns:
         {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "seed"}; a list of them if num_stories
@@ -38,26 +45,26 @@ class StoryGenerationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = True
 
-    def __call__(self, start: str | list[str], **kwargs: Any) -> Any:
+    def __call__(self, start: str | list[str] | None = None, **kwargs: Any) -> Any:
         return super().__call__({"start": start}, **kwargs)
 
-    def stream(self, start: str, **kwargs: Any) -> Iterator[str]:
+    def stream(self, start: str | None = None, **kwargs: Any) -> Iterator[str]:
         """The text of one story in pieces, as they are written; what was given is final. Takes what a call takes.
 
         Raises:
-            ValueError: as in a call, and on num_stories above 1; raised here, not by the first piece.
+            ValueError: as in a call, and on num_stories or num_candidates above 1; raised here, not by the first piece.
         """
         return (piece for piece in self.stream_story(start, **kwargs) if isinstance(piece, str))
 
-    def stream_story(self, start: str, **kwargs: Any) -> Iterator[str | dict[str, Any]]:
+    def stream_story(self, start: str | None = None, **kwargs: Any) -> Iterator[str | dict[str, Any]]:
         """Like `stream`; the last thing given is the whole result, as a call would return it."""
-        requests, _ = self._requests(start, **kwargs)
-        if not isinstance(start, str) or len(requests) > 1:
-            raise ValueError("stream tells one story: give one start, and leave num_stories at 1")
-        return self._write_one(requests[0])
+        requests, (is_list, _, _), precision = self._requests(start, **kwargs)
+        if is_list or len(requests) > 1:
+            raise ValueError("stream tells one story: give one start, and leave num_stories and num_candidates at 1")
+        return self._write_one(requests[0], precision)
 
-    def _write_one(self, request: StoryRequest) -> Iterator[str | dict[str, Any]]:
-        for _, piece, story in write_stories(self.model, self.tokenizer, [request]):
+    def _write_one(self, request: StoryRequest, precision: Precision) -> Iterator[str | dict[str, Any]]:
+        for _, piece, story in write_stories(self.model, self.tokenizer, [request], precision):
             if piece:
                 yield piece
             if story.finish_reason:
@@ -67,41 +74,66 @@ class StoryGenerationPipeline(Pipeline):
         return kwargs, {}, {}
 
     def preprocess(self, inputs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        requests, shape = self._requests(inputs["start"], **kwargs)
-        return {"requests": requests, "shape": shape}
+        requests, shape, precision = self._requests(inputs["start"], **kwargs)
+        return {"requests": requests, "shape": shape, "precision": precision}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         stories: dict[int, Story] = {}
-        for index, _, story in write_stories(self.model, self.tokenizer, inputs["requests"]):
+        for index, _, story in write_stories(self.model, self.tokenizer, inputs["requests"], inputs["precision"]):
             stories[index] = story
         return {"stories": [stories[i] for i in range(len(stories))], "shape": inputs["shape"]}
 
     def postprocess(self, outputs: dict[str, Any]) -> Any:
-        results = [self._result(story) for story in outputs["stories"]]
-        is_list, num_stories = outputs["shape"]
+        is_list, num_stories, num_candidates = outputs["shape"]
+        stories = [max(group, key=self._likelihood) for group in _groups(outputs["stories"], num_candidates)]
+        results = [self._result(story) for story in stories]
         if num_stories > 1:
-            grouped = [results[i : i + num_stories] for i in range(0, len(results), num_stories)]
+            grouped = _groups(results, num_stories)
             return grouped if is_list else grouped[0]
         return results if is_list else results[0]
 
     def _requests(
-        self, start: str | list[str], num_stories: int = 1, seed: int | None = None, **wishes: Any
-    ) -> tuple[list[StoryRequest], tuple[bool, int]]:
+        self,
+        start: str | list[str] | None,
+        continue_from: str | list[str] | None = None,
+        num_stories: int = 1,
+        num_candidates: int = 1,
+        seed: int | None = None,
+        precision: Precision = "auto",
+        **wishes: Any,
+    ) -> tuple[list[StoryRequest], tuple[bool, int, int], Precision]:
         known = set(StoryRequest.__dataclass_fields__) - {"start", "seed"}
         if unknown := sorted(set(wishes) - known):
-            raise ValueError(f"unknown argument {unknown[0]!r}; accepted: {sorted(known | {'num_stories', 'seed'})}")
-        if isinstance(num_stories, bool) or not isinstance(num_stories, int) or num_stories < 1:
-            raise ValueError(f"num_stories must be a whole number of at least 1, got {num_stories!r}")
+            options = {"continue_from", "num_stories", "num_candidates", "seed", "precision"}
+            raise ValueError(f"unknown argument {unknown[0]!r}; accepted: {sorted(known | options)}")
+        for name, value in (("num_stories", num_stories), ("num_candidates", num_candidates)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
         if seed is None:
             seed = random.randrange(SEEDS)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
-        starts = [start] if isinstance(start, str) else list(start)
+        if (start is None) == (continue_from is None):
+            raise ValueError("give either start or continue_from")
+        start = continue_from if start is None else start
+        starts = [start] if not isinstance(start, (list, tuple)) else list(start)
         if not starts:
             raise ValueError("start is an empty list; give at least one start")
         requests = [StoryRequest(one, **wishes) for one in starts for _ in range(num_stories)]
-        requests = [replace(request, seed=seed + index) for index, request in enumerate(requests)]
-        return requests, (not isinstance(start, str), num_stories)
+        requests = [
+            replace(request, seed=seed + index + candidate * CANDIDATE_SEEDS)
+            for index, request in enumerate(requests)
+            for candidate in range(num_candidates)
+        ]
+        return requests, (isinstance(start, (list, tuple)), num_stories, num_candidates), precision
+
+    @staticmethod
+    def _likelihood(story: Story) -> float:
+        """Mean log-probability of the tokens written; a story that reached its limit stands behind all that ended."""
+        mean = story.log_probability / max(1, len(story.ids) - story.num_given)
+        return mean - (1000.0 if story.finish_reason == "length" else 0.0)
 
     @staticmethod
     def _result(story: Story) -> dict[str, Any]:
@@ -114,6 +146,10 @@ class StoryGenerationPipeline(Pipeline):
             "num_tokens": len(story.ids),
             "seed": story.request.seed,
         }
+
+
+def _groups(items: list, size: int) -> list[list]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 # What `PIPELINE_REGISTRY.register_pipeline` would set: `save_pretrained` of the pipeline then takes this file along.

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from .control_tiny_story import MAX_INCLUDE, NAMED_LENGTHS
+
 SENTENCE_END = re.compile(r"""[.!?]["']?$""")
 PUNCTUATION = "".join(chr(c) for c in range(33, 127) if not chr(c).isalnum()) + "“”‘’…—–«»"
 
@@ -20,12 +22,30 @@ def bare_words(text: str) -> list[str]:
 def ends_with(text: str, ending: str) -> bool:
     """Whether the last words of the text are the ending's, case, punctuation and quotes aside."""
     words = bare_words(ending)
-    return bool(words) and bare_words(text)[-len(words) :] == words
+    tail = bare_words(text[-2 * len(ending) - 80 :])[1:]  # the first word may be cut
+    if len(tail) < len(words):
+        tail = bare_words(text)
+    return bool(words) and tail[-len(words) :] == words
 
 
 def closes_sentence(text: str) -> bool:
     """Whether the text ends a whole sentence: a full stop, exclamation or question mark, and no quote left open."""
-    return bool(SENTENCE_END.search(text.rstrip())) and not open_quote(text)
+    return bool(SENTENCE_END.search(text.rstrip()[-3:])) and not open_quote(text)
+
+
+def includes(text: str, word: str) -> bool:
+    """Whether a word or phrase occurs in the text, as it is or inflected: with s, es, 's, d, ed, ing or er, ing also
+    in place of a last e (dance, dancing) and y also as ies or ied (cry, cried). Case does not count."""
+    wanted = " ".join(bare_words(word))
+    if not wanted:
+        return False
+    stem = re.escape(wanted)
+    forms = [f"{stem}(?:s|es|['’]s|d|ed|ing|er)?"]
+    if wanted.endswith("e"):
+        forms.append(re.escape(wanted[:-1]) + "ing")
+    if wanted.endswith("y"):
+        forms.append(re.escape(wanted[:-1]) + "(?:ies|ied)")
+    return bool(re.search(rf"(?:^| )(?:{'|'.join(forms)})(?: |$)", " ".join(bare_words(text))))
 
 
 def open_quote(text: str) -> bool:
@@ -41,10 +61,14 @@ class StoryRequest:
         start: the story's first words; they are kept as they are but for a capital first letter and outer blanks.
         end: word or phrase the story ends on; None or "</sos>" lets the model end where it likes.
         max_words: longest length, the start included.
+        include: up to three words or phrases that occur in the story, inflected or not (see `includes`).
+        length: "short" (about 65 words), "medium" (about 120) or "long" (about 215), as far as max_words allows; None
+            leaves it to the model and max_words.
         stop_at_first: stop where the ending is first written, in mid-sentence too, without a search for it.
         seed: of the story's random numbers.
         temperature: 0 takes the likeliest token each time; above, sampling gets bolder.
         top_p: sample from the likeliest tokens that together have this probability (Holtzman et al. 2020).
+        dry_multiplier: strength of the guard against loops (see `repetition_penalties`); 0 turns it off.
 
     Raises:
         ValueError: something that cannot be done, with the value and what would be accepted.
@@ -53,10 +77,13 @@ class StoryRequest:
     start: str
     end: str | None = None
     max_words: int = 200
+    include: tuple[str, ...] = ()
+    length: str | None = None
     stop_at_first: bool = False
     seed: int = 0
     temperature: float = 0.8
     top_p: float = 0.95
+    dry_multiplier: float = 0.8
 
     def __post_init__(self) -> None:
         if not isinstance(self.start, str) or not self.start.strip():
@@ -65,6 +92,17 @@ class StoryRequest:
             raise ValueError(f'end must be a word, a phrase, "</sos>" or None, got {self.end!r}')
         if isinstance(self.max_words, bool) or not isinstance(self.max_words, int) or self.max_words < 1:
             raise ValueError(f"max_words must be a whole number of at least 1, got {self.max_words!r}")
+        if not isinstance(self.include, (list, tuple)) or not all(isinstance(word, str) for word in self.include):
+            raise ValueError(f"include must be a list of words, got {self.include!r}")
+        if len(self.include) > MAX_INCLUDE or not all(bare_words(word) for word in self.include):
+            raise ValueError(f"include takes up to {MAX_INCLUDE} words, each with a letter, got {self.include!r}")
+        if self.length is not None and self.length not in NAMED_LENGTHS:
+            raise ValueError(f"length must be one of {', '.join(NAMED_LENGTHS)} or None, got {self.length!r}")
+        for text in (self.start, self.end or "", *self.include):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError(f"{text!r} holds half a character (a lone surrogate), which no text can")
+        if not 0 <= self.dry_multiplier <= 100:
+            raise ValueError(f"dry_multiplier must lie between 0 and 100, got {self.dry_multiplier!r}")
         if not 0 <= self.temperature <= 10:
             raise ValueError(f"temperature must lie between 0 and 10, got {self.temperature!r}")
         if not 0 < self.top_p <= 1:
@@ -73,10 +111,17 @@ class StoryRequest:
         object.__setattr__(self, "start", start[0].upper() + start[1:])
         end = None if self.end is None or self.end.strip() == "</sos>" else " ".join(self.end.split())
         object.__setattr__(self, "end", end)
+        object.__setattr__(self, "include", tuple(" ".join(word.split()) for word in self.include))
         if end is not None and not bare_words(end):
             raise ValueError(f"end must hold at least one word, got {self.end!r}; None lets the model end by itself")
         # After a whole sentence the ending needs at least one word before it: it is never pasted after a full stop.
-        least = count_words(start) + (0 if end is None else count_words(end) + closes_sentence(start))
+        added = self.missing(start)
+        more = sum(count_words(word) for word in added) + (0 if end is None else count_words(end))
+        least = count_words(start) + more + (more > 0 and closes_sentence(start))
         if least > self.max_words:
-            what = "the start" if end is None else "the start and the ending"
+            what = "the start" + (", the words to include" if added else "") + (" and the ending" if end else "")
             raise ValueError(f"max_words is {self.max_words}, but {what} alone need {least}")
+
+    def missing(self, text: str) -> list[str]:
+        """The words to include that the text does not hold yet; the ending's own words count as held."""
+        return [word for word in self.include if not includes(text, word) and not includes(self.end or "", word)]

@@ -1,10 +1,12 @@
 """Stories in, packed rows of tokens out.
 
-load (Hub or local file) -> normalise -> drop duplicates and validation stories -> tokenise -> pack whole stories into
-rows. `datasets` caches every step by its content, so a second run starts at once.
+load (Hub or local file) -> normalise -> drop duplicates and validation stories -> tokenise, some with the wishes they
+would have met -> pack whole stories into rows. `datasets` caches every step by its content, so a second run starts at
+once.
 """
 
 import hashlib
+import random
 import re
 from bisect import bisect_left, insort
 from functools import lru_cache
@@ -14,6 +16,8 @@ import ftfy
 import torch
 from datasets import Dataset, Features, Value, concatenate_datasets, load_dataset
 from transformers import PreTrainedTokenizerFast
+
+from training.wishes import draw_wishes
 
 DEFAULT_DATASET = "roneneldan/TinyStories"
 STORY_SEPARATOR = "<|endoftext|>"  # between the stories of the data set's own .txt files
@@ -111,29 +115,53 @@ def _without(stories: Dataset, seen: set[bytes]) -> Dataset:
     return stories.select(keep)
 
 
-def tokenise(stories: Dataset, tokenizer: PreTrainedTokenizerFast, num_proc: int | None = None) -> Dataset:
-    """Add `input_ids`: `<sos> text </sos>`, without the token at an end that `kind` says was cut off."""
+def tokenise(
+    stories: Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    wishes_share: float = 0.0,
+    seed: str = "",
+    num_proc: int | None = None,
+) -> Dataset:
+    """Add `input_ids`, `<sos> text </sos>` without the token at an end that `kind` says was cut off, and
+    `prefix_length`.
+
+    Args:
+        wishes_share: share of the stories that carry a control prefix before `<sos>` (training/wishes.py).
+        seed: with it, each story's wishes are drawn from its place in the data set alone.
+    """
     # The tokenizer travels as its JSON text: that is stable, so the cache recognises it.
     options = {"backend": tokenizer.backend_tokenizer.to_str(), "bos": tokenizer.bos_token_id}
-    options["eos"] = tokenizer.eos_token_id
+    options |= {"eos": tokenizer.eos_token_id, "wishes_share": wishes_share, "seed": seed}
     return stories.map(
-        _tokenise_batch, batched=True, fn_kwargs=options, remove_columns=["text", "kind"], num_proc=num_proc,
-        desc="Tokenising",
+        _tokenise_batch, batched=True, with_indices=True, fn_kwargs=options, remove_columns=["text", "kind"],
+        num_proc=num_proc, desc="Tokenising",
     )  # fmt: skip
 
 
-def _tokenise_batch(batch: dict[str, list], backend: str, bos: int, eos: int) -> dict[str, list]:
+def _tokenise_batch(
+    batch: dict[str, list], indices: list[int], backend: str, bos: int, eos: int, wishes_share: float, seed: str
+) -> dict[str, list]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(backend)
     tokenizer.encode_special_tokens = True
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    prefixes, texts = [], []
+    for index, text, kind in zip(indices, batch["text"], batch["kind"], strict=True):
+        rng = random.Random(f"{seed} {index}")
+        prefix, text = draw_wishes(text, kind, encode, rng) if rng.random() < wishes_share else ([], text)
+        prefixes.append(prefix)
+        texts.append(text)
     rows = []
-    encodings = tokenizer.encode_batch(batch["text"], add_special_tokens=False)
-    for encoding, kind in zip(encodings, batch["kind"], strict=True):
-        start = [bos] if kind in ("story", "head") else []
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    for prefix, encoding, kind in zip(prefixes, encodings, batch["kind"], strict=True):
+        start = [*prefix, bos] if prefix or kind in ("story", "head") else []
         end = [eos] if kind in ("story", "tail") else []
         rows.append(start + encoding.ids + end)
-    return {"input_ids": rows}
+    return {"input_ids": rows, "prefix_length": [len(prefix) for prefix in prefixes]}
 
 
 def pack(documents: Dataset, row_length: int, pad_token_id: int) -> Dataset:
@@ -142,11 +170,16 @@ def pack(documents: Dataset, row_length: int, pad_token_id: int) -> Dataset:
     A document longer than a row is cut; its later pieces keep their positions in the story, though not its context.
 
     Returns:
-        A data set with `input_ids` and `position_ids`, both (row_length,): positions restart where a document starts,
-        which is how the model keeps documents apart. Rows are filled up with `pad_token_id`.
+        A data set with `input_ids`, `position_ids` and `labels`, each (row_length,). Positions restart where a document
+        starts, which is how the model keeps documents apart. Labels are the tokens themselves (the model shifts them);
+        what must not be predicted from its left neighbour is `IGNORED`: a piece's first token, a control prefix and the
+        `<sos>` after it, and the padding (`pad_token_id`) that fills a row up.
     """
     options = {"row_length": row_length, "pad_token_id": pad_token_id}
-    return documents.map(_pack_batch, batched=True, batch_size=1000, fn_kwargs=options, desc="Packing")
+    return documents.map(
+        _pack_batch, batched=True, batch_size=1000, fn_kwargs=options, remove_columns=documents.column_names,
+        desc="Packing",
+    )  # fmt: skip
 
 
 def best_fit(lengths: list[int], row_length: int) -> list[list[int]]:
@@ -166,45 +199,72 @@ def best_fit(lengths: list[int], row_length: int) -> list[list[int]]:
 
 
 def _pack_batch(batch: dict[str, list], row_length: int, pad_token_id: int) -> dict[str, list]:
-    pieces = [
-        (ids[start : start + row_length], start)
-        for ids in batch["input_ids"]
-        for start in range(0, len(ids), row_length)
-    ]
-    packed: dict[str, list] = {"input_ids": [], "position_ids": []}
-    for row in best_fit([len(ids) for ids, _ in pieces], row_length):
-        input_ids = [token for index in row for token in pieces[index][0]]
-        position_ids = [start + i for index in row for ids, start in [pieces[index]] for i in range(len(ids))]
+    pieces = []  # (tokens, position of the first, leading tokens that are not scored)
+    for ids, prefix_length in zip(batch["input_ids"], batch["prefix_length"], strict=True):
+        for start in range(0, len(ids), row_length):
+            piece = ids[start : start + row_length]
+            pieces.append((piece, start, min(len(piece), max(prefix_length - start, 0) + 1)))
+    packed: dict[str, list] = {"input_ids": [], "position_ids": [], "labels": []}
+    for row in best_fit([len(ids) for ids, _, _ in pieces], row_length):
+        input_ids: list[int] = []
+        position_ids: list[int] = []
+        labels: list[int] = []
+        for ids, start, unscored in (pieces[index] for index in row):
+            input_ids += ids
+            position_ids += range(start, start + len(ids))
+            labels += [IGNORED] * unscored + ids[unscored:]
         padding = row_length - len(input_ids)
         packed["input_ids"].append(input_ids + [pad_token_id] * padding)
         packed["position_ids"].append(position_ids + list(range(padding)))
+        packed["labels"].append(labels + [IGNORED] * padding)
     return packed
 
 
-def collate(rows: dict[str, list[list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Packed rows to a batch: `input_ids`, `position_ids`, `labels`, each (batch, row_length).
+class TrainingRows:
+    """The packed rows of every pass over some stories; with wishes, each pass draws them anew.
 
-    Labels are the tokens themselves (the model shifts them); what must not be predicted from its left neighbour, a
-    document's first token and padding, is `IGNORED`.
+    What an update trains on is a function of its number alone, so a resumed run needs no position in the data, nor
+    does another number of processes see other batches.
     """
-    input_ids, position_ids = torch.tensor(rows["input_ids"]), torch.tensor(rows["position_ids"])
-    follows = torch.zeros_like(input_ids, dtype=torch.bool)  # continues its left neighbour's document
-    follows[:, 1:] = position_ids[:, 1:] == position_ids[:, :-1] + 1
-    labels = input_ids.masked_fill(~follows | (input_ids == pad_token_id), IGNORED)
-    return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
 
+    def __init__(
+        self,
+        stories: Dataset,
+        tokenizer: PreTrainedTokenizerFast,
+        row_length: int,
+        wishes_share: float = 0.0,
+        seed: int = 0,
+    ):
+        self.stories, self.tokenizer = stories, tokenizer
+        self.row_length, self.wishes_share, self.seed = row_length, wishes_share, seed
+        self._pass_number, self._rows = 0, self._pack(0)
+        self.num_rows = len(self._rows)  # of each pass; wishes make some passes a few rows longer or shorter
 
-def rows_of_step(step: int, num_rows: int, batch_rows: int, seed: int) -> list[int]:
-    """The rows an update trains on: a new permutation in every pass, one pass after the other.
+    def _pack(self, pass_number: int) -> Dataset:
+        seed = f"{self.seed} {pass_number}" if self.wishes_share else ""
+        documents = tokenise(self.stories, self.tokenizer, self.wishes_share, seed)
+        return pack(documents, self.row_length, self.tokenizer.pad_token_id)
 
-    A function of the step alone, so a resumed run needs no position in the data, nor does another number of
-    processes see other batches.
-    """
-    places = range(step * batch_rows, (step + 1) * batch_rows)
-    return [_permutation(place // num_rows, num_rows, seed)[place % num_rows] for place in places]
+    def batch(self, step: int, batch_rows: int, rank: int = 0, num_processes: int = 1) -> dict[str, torch.Tensor]:
+        """The rows of an update for one process: a new permutation in every pass, one pass after the other.
+
+        Returns:
+            `input_ids`, `position_ids` and `labels`, each (batch_rows / num_processes, row_length).
+        """
+        columns: dict[str, list] = {"input_ids": [], "position_ids": [], "labels": []}
+        for place in range(step * batch_rows + rank, (step + 1) * batch_rows, num_processes):
+            pass_number, at = divmod(place, self.num_rows)
+            if pass_number != self._pass_number:
+                if self.wishes_share:
+                    self._rows = self._pack(pass_number)
+                self._pass_number = pass_number
+            row = self._rows[_permutation(pass_number, len(self._rows), self.seed)[at % len(self._rows)]]
+            for name, values in columns.items():
+                values.append(row[name])
+        return {name: torch.tensor(values) for name, values in columns.items()}
 
 
 @lru_cache(maxsize=2)
-def _permutation(epoch: int, num_rows: int, seed: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+def _permutation(pass_number: int, num_rows: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + pass_number)
     return torch.randperm(num_rows, generator=generator).tolist()

@@ -1,62 +1,125 @@
 """Judge a checkpoint.
 
 python -m training.evaluate bits     --model modeling --dataset validation.parquet
-python -m training.evaluate endings  --model modeling --dataset validation.parquet
+python -m training.evaluate endings  --model modeling --judge modeling/classic --dataset validation.parquet \\
+                                     --training_dataset train.parquet --output runs/endings
 python -m training.evaluate stories  --model modeling
 """
 
 import argparse
-import random
-import time
+import json
+from pathlib import Path
+from typing import Any
 
 import torch
-from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, Pipeline, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, Pipeline, PreTrainedModel, pipeline
 
-from modeling.request_tiny_story import bare_words, closes_sentence, ends_with
 from training.data import load_stories
+from training.endings import (
+    BANDS,
+    Judge,
+    force,
+    kept,
+    make_pairs,
+    real_stories,
+    repeated_four_grams,
+    tell_by_rejection,
+    tell_pairs,
+)
+from training.report import draw_endings
 from training.scoring import score_stories
+
+REJECTION_TRIES = 32  # free stories for each pair, at most
+REJECTION_PAIRS = 20  # pairs of each band that rejection is tried on
+
+
+def load_model(name: str) -> PreTrainedModel:
+    """A model from a folder or the Hub; `modeling/classic` is a subfolder whose code stands above it."""
+    path, options = Path(name), {}
+    if not (path / "configuration_tiny_story.py").exists() and (path.parent / "configuration_tiny_story.py").exists():
+        name, options = str(path.parent), {"subfolder": path.name}
+    return AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, dtype=torch.float32, **options).eval()
 
 
 def bits(model_name: str, dataset: str) -> None:
     """Bits per byte on all stories of a data set."""
-    tokenizer = AutoTokenizer.from_pretrained(model_name)
-    model = AutoModelForCausalLM.from_pretrained(model_name, trust_remote_code=True, dtype=torch.float32)
-    score = score_stories(model, tokenizer, list(load_stories([dataset], "validation")["text"]), progress=True)
+    tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=True)
+    texts = list(load_stories([dataset], "validation")["text"])
+    score = score_stories(load_model(model_name), tokenizer, texts, progress=True)
     print(
         f"{score.bits_per_byte:.4f} bits per byte, {score.nats_per_token:.4f} nats per token, "
         f"{score.num_stories} stories, {score.num_bytes} bytes, {score.num_tokens} tokens"
     )
 
 
-def make_pairs(texts: list[str], count: int, seed: int) -> list[tuple[str, str]]:
-    """(start, ending) pairs: first three words of one story; for every other pair the last word of another story,
-    else any word of more than three letters of another story. Stories without such a word are passed over."""
-    rng = random.Random(seed)
-    pairs: list[tuple[str, str]] = []
-    while len(pairs) < count:
-        start = " ".join(rng.choice(texts).split()[:3])
-        words = [word for word in bare_words(rng.choice(texts)) if len(word) > 3 and word.isalpha()]
-        if words:
-            pairs.append((start, words[-1] if len(pairs) % 2 else rng.choice(words)))
-    return pairs
+def endings(tell: Pipeline, judge: Judge, validation: list[str], training: list[str], arguments: Any) -> None:
+    """Every figure about endings, to `results.json`, `table.md` and `endings.png` in the output folder."""
+    pairs = make_pairs(validation, training, arguments.count or 100, arguments.seed)
+    limit, seed = arguments.max_words, arguments.seed
+    results: dict[str, Any] = {"arguments": vars(arguments), "pairs": len(pairs)}
+    stories = {}
+    for name, wishes in (("sampled", {}), ("greedy", {"temperature": 0.0}), ("stop at first", {"stop_at_first": True})):
+        told = tell_pairs(tell, pairs, limit, seed, batch=16, **wishes)
+        stories[name] = [story.text for story in told]
+        results[name] = kept(told, limit)
+    alone = {i: tell_pairs(tell, [pairs[i]], limit, seed + i, batch=1)[0].text for i in range(0, len(pairs), 20)}
+    results["same alone"] = sum(text == stories["sampled"][i] for i, text in alone.items()) / len(alone)
+
+    free = tell([pair.start for pair in pairs], max_words=limit - 10, seed=seed)
+    stories["forced"] = [force(story["story"], pair.end) for story, pair in zip(free, pairs, strict=True)]
+    results["repeated four-grams"] = {
+        "with ending": sum(map(repeated_four_grams, stories["sampled"])) / len(pairs),
+        "free": sum(repeated_four_grams(story["story"]) for story in free) / len(pairs),
+        "real": sum(map(repeated_four_grams, validation)) / len(validation),
+    }
+    real = real_stories(validation, training)
+    results["bits per byte"] = {
+        name: {
+            band: judge.bits([text for text, pair in zip(texts, pairs, strict=True) if pair.band == band])
+            for band in BANDS
+        }
+        for name, texts in stories.items()
+    }
+    results["bits per byte"]["real"] = {band: judge.bits(real[band][:300]) for band in BANDS if real[band]}
+
+    tries: dict[str, Any] = {}
+    for band in BANDS:
+        some = [pair for pair in pairs if pair.band == band][:REJECTION_PAIRS]
+        numbers = [tell_by_rejection(tell, pair, limit, seed + i, REJECTION_TRIES) for i, pair in enumerate(some)]
+        found = [number for number in numbers if number]
+        tries[band] = {"found": len(found) / len(some), "tries": sum(number or REJECTION_TRIES for number in numbers)}
+        tries[band]["tries"] /= len(some)
+    results[f"rejection, {REJECTION_TRIES} tries"] = tries
+
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=2, default=str))
+    (folder / "table.md").write_text(endings_table(results))
+    draw_endings(results, folder / "endings.png")
+    picks = [pairs[i] for i in range(0, len(pairs), max(1, len(pairs) // 30))]
+    lines = [f"- **{p.start} … {p.end}** ({p.band}): {stories['sampled'][pairs.index(p)]!r}" for p in picks[:30]]
+    (folder / "stories.md").write_text("\n".join(lines) + "\n")
+    print(endings_table(results))
 
 
-def endings(tell: Pipeline, pairs: list[tuple[str, str]], max_words: int, seed: int) -> None:
-    """How many of the stories end as asked: word, whole sentence, length."""
-    exact = whole = within = words = 0
-    began = time.perf_counter()
-    for index, (start, end) in enumerate(tqdm(pairs, unit=" stories")):
-        result = tell(start, end=end, max_words=max_words, seed=seed + index)
-        exact += ends_with(result["story"], end)
-        whole += closes_sentence(result["story"])
-        within += result["num_words"] <= max_words
-        words += result["num_words"]
-    seconds = time.perf_counter() - began
-    print(
-        f"{len(pairs)} pairs, max_words {max_words}: exact ending {exact}, whole last sentence {whole}, "
-        f"length kept {within}; mean {words / len(pairs):.0f} words, {seconds / len(pairs):.2f} s a story"
-    )
+def endings_table(results: dict[str, Any]) -> str:
+    """The figures by band, as a Markdown table."""
+    rejection = next(value for name, value in results.items() if name.startswith("rejection"))
+    scores = results["bits per byte"]
+    rows: list[tuple[str, dict[str, str]]] = []
+    for name in ("sampled", "greedy", "stop at first"):
+        for what, values in results[name].items():
+            rows.append((f"{name}: {what}", {band: f"{100 * value:.0f} %" for band, value in values.items()}))
+    for name, values in scores.items():
+        rows.append((f"last sentence, bits per byte: {name}", {b: f"{v[1]:.3f}" for b, v in values.items()}))
+    for name, values in scores.items():
+        rows.append((f"whole story, bits per byte: {name}", {b: f"{v[0]:.3f}" for b, v in values.items()}))
+    rows.append(("rejection: found", {band: f"{100 * value['found']:.0f} %" for band, value in rejection.items()}))
+    rows.append(("rejection: mean tries", {band: f"{value['tries']:.1f}" for band, value in rejection.items()}))
+    lines = [f"| | {' | '.join(BANDS)} |", "|---" * (len(BANDS) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(values.get(band, '-') for band in BANDS)} |" for name, values in rows]
+    repeats = ", ".join(f"{name} {100 * value:.1f} %" for name, value in results["repeated four-grams"].items())
+    return "\n".join(lines) + f"\n\nRepeated four-grams: {repeats}.\n"
 
 
 def stories(tell: Pipeline, count: int) -> None:
@@ -74,13 +137,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("bits", "endings", "stories"))
     parser.add_argument("--model", default="modeling", help="folder or Hub name")
+    parser.add_argument("--judge", default="modeling/classic", help="another model, that endings are judged by")
     parser.add_argument("--dataset", help="validation stories: Hub name or .parquet, .jsonl, .txt file")
-    parser.add_argument("--count", type=int, help="pairs (100) or stories (10)")
-    parser.add_argument("--max_words", type=int, default=120, help="longest length for endings")
+    parser.add_argument("--training_dataset", nargs="+", help="what the bands of endings are counted in")
+    parser.add_argument("--count", type=int, help="pairs of each band (100), or stories (10)")
+    parser.add_argument("--max_words", type=int, default=150, help="longest length for endings")
+    parser.add_argument("--output", default="runs/endings", help="folder for the figures about endings")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs and the stories")
     arguments = parser.parse_args()
     if arguments.what != "stories" and not arguments.dataset:
         parser.error(f"{arguments.what} needs --dataset")
+    if arguments.what == "endings" and not arguments.training_dataset:
+        parser.error("endings needs --training_dataset")
     if arguments.what == "bits":
         bits(arguments.model, arguments.dataset)
         return
@@ -88,9 +156,9 @@ def main() -> None:
     if arguments.what == "stories":
         stories(tell, arguments.count or 10)
     else:
-        texts = list(load_stories([arguments.dataset], "validation")["text"])
-        pairs = make_pairs(texts, arguments.count or 100, arguments.seed)
-        endings(tell, pairs, arguments.max_words, arguments.seed)
+        validation = list(load_stories([arguments.dataset], "validation")["text"])
+        training = list(load_stories(arguments.training_dataset, "train")["text"])
+        endings(tell, Judge(load_model(arguments.judge), tell.tokenizer), validation, training, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a training run leaves to read and look at: metrics.jsonl and its figure."""
+"""Figures, and the metrics.jsonl that a training run leaves."""
 
 import json
 from pathlib import Path
@@ -70,5 +70,23 @@ def draw_losses(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     if len(runs) > 1:
         right.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_endings(results: dict[str, Any], path: Path) -> None:
+    """What a last sentence costs under the judge, by band: ours, real stories' and the baselines'."""
+    scores = results["bits per byte"]
+    shown = [name for name in ("real", "sampled", "greedy", "forced", "stop at first") if name in scores]
+    bands = list(scores["sampled"])
+    figure, axes = plt.subplots(figsize=(11, 4), layout="constrained")
+    width = 0.8 / len(shown)
+    for number, name in enumerate(shown):
+        places = [band + (number - (len(shown) - 1) / 2) * width for band in range(len(bands))]
+        axes.bar(places, [scores[name].get(band, (0, 0))[1] for band in bands], width, label=name)
+    axes.set_xticks(range(len(bands)), bands)
+    axes.set(ylabel="last sentence, bits per byte under the judge")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=len(shown))
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -30,7 +30,6 @@ class Score:
         return self.nats / self.num_tokens
 
 
-@torch.no_grad()
 def score_stories(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -38,49 +37,69 @@ def score_stories(
     batch_tokens: int = 8192,
     progress: bool = False,
 ) -> Score:
-    """Score normalised stories, without dropout.
+    """Score normalised stories, without dropout; arguments and errors as in `token_nats`.
+
+    Raises:
+        ValueError: there are no stories.
+    """
+    if not texts:
+        raise ValueError("no stories to score")
+    nats = token_nats(model, tokenizer, texts, batch_tokens, progress)
+    return Score(
+        nats=sum(map(math.fsum, nats)),
+        num_bytes=sum(len(text.encode()) for text in texts),
+        num_tokens=sum(map(len, nats)),
+        num_stories=len(texts),
+    )
+
+
+@torch.no_grad()
+def token_nats(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    batch_tokens: int = 8192,
+    progress: bool = False,
+) -> list[list[float]]:
+    """-log p of every token of each story and of its end, in nats, without dropout.
 
     Args:
         texts: stories; each is read as `<sos> text </sos>` and scored from its first token to its end.
         batch_tokens: tokens per forward pass, padding included.
 
     Raises:
-        ValueError: there are no stories, or one is longer than the model's context (in tokens).
+        ValueError: a story is longer than the model's context (in tokens).
     """
-    if not texts:
-        raise ValueError("no stories to score")
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     rows = [[bos, *ids, eos] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-    rows.sort(key=len)
-    if len(rows[-1]) > model.config.max_position_embeddings + 1:
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    longest = len(rows[order[-1]])
+    if longest > model.config.max_position_embeddings + 1:
         raise ValueError(
-            f"a story of {len(rows[-1])} tokens does not fit into the context of {model.config.max_position_embeddings}"
+            f"a story of {longest} tokens does not fit into the context of {model.config.max_position_embeddings}"
         )
     was_training = model.training
     model.eval()
-    nats, at = 0.0, 0
+    nats: list[list[float]] = [[] for _ in rows]
+    at = 0
     with tqdm(total=len(rows), desc="Scoring", unit=" stories", disable=not progress) as bar:
         while at < len(rows):
-            batch = rows[at : at + 1]
-            while at + len(batch) < len(rows) and (len(batch) + 1) * len(rows[at + len(batch)]) <= batch_tokens:
-                batch.append(rows[at + len(batch)])
-            nats += _nats(model, batch)
+            batch = order[at : at + 1]
+            while at + len(batch) < len(rows) and (len(batch) + 1) * len(rows[order[at + len(batch)]]) <= batch_tokens:
+                batch.append(order[at + len(batch)])
+            for index, values in zip(batch, _nats(model, [rows[i] for i in batch]), strict=True):
+                nats[index] = values
             at += len(batch)
             bar.update(len(batch))
     model.train(was_training)
-    return Score(
-        nats=nats,
-        num_bytes=sum(len(text.encode()) for text in texts),
-        num_tokens=sum(map(len, rows)) - len(rows),
-        num_stories=len(rows),
-    )
+    return nats
 
 
-def _nats(model: PreTrainedModel, rows: list[list[int]]) -> float:
+def _nats(model: PreTrainedModel, rows: list[list[int]]) -> list[list[float]]:
     """Padding stands on the right, where a causal model cannot see it, so no mask is needed."""
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
-    real = torch.tensor([[i < len(row) for i in range(1, width)] for row in rows], device=model.device)
     logits = model(ids[:, :-1], use_cache=False).logits.float()  # (batch, time, vocab)
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    return losses[real.flatten()].double().sum().item()
+    by_row = losses.view(len(rows), width - 1).tolist()
+    return [values[: len(row) - 1] for values, row in zip(by_row, rows, strict=True)]

@@ -30,7 +30,7 @@ from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBas
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import DecoderLayer, TinyStoryForCausalLM
 from training.checkpoint import latest_checkpoint, load_state, save_checkpoint, save_released
-from training.data import DEFAULT_DATASET, IGNORED, collate, load_stories, pack, rows_of_step, tokenise, without_stories
+from training.data import DEFAULT_DATASET, IGNORED, TrainingRows, load_stories, without_stories
 from training.optimizer import build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import Metrics
 from training.scoring import score_stories
@@ -54,6 +54,7 @@ class TrainingConfig:
     model: dict = field(default_factory=dict, metadata={"help": "fields of TinyStoryConfig, as JSON"})
     dropout: float = field(default=0.1, metadata={"help": "dropout during this run"})
     zero_init: bool = field(default=True, metadata={"help": "blocks start as the identity: W_o and fc2 start at zero"})
+    wishes_share: float = field(default=0.0, metadata={"help": "share of the stories shown with a control prefix"})
     row_length: int = field(default=512, metadata={"help": "tokens of a packed row"})
     batch_rows: int = field(default=16, metadata={"help": "rows per update, over all processes"})
     micro_batch_rows: int = field(default=16, metadata={"help": "rows per forward pass and process, at most"})
@@ -64,6 +65,7 @@ class TrainingConfig:
     adam_lr: float = field(default=3e-3, metadata={"help": "peak learning rate of everything else"})
     embedding_lr: float = field(default=0.1, metadata={"help": "peak learning rate of the token embedding"})
     weight_decay: float = field(default=0.05, metadata={"help": "weight decay of the hidden matrices"})
+    attention: str = field(default="sdpa", metadata={"help": "sdpa, eager or flex_attention; all learn the same"})
     mixed_precision: str = field(default="auto", metadata={"help": "auto, no, bf16 or fp16"})
     compile: bool = field(default=False, metadata={"help": "torch.compile the training step (needs a C++ compiler)"})
     evaluate_every: int = field(default=200, metadata={"help": "updates between evaluations"})
@@ -77,6 +79,8 @@ class TrainingConfig:
                      "evaluation_stories", "save_every", "keep_checkpoints"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.wishes_share <= 1:
+            raise ValueError(f"wishes_share must be between 0 and 1, got {self.wishes_share}")
         if not 0 < self.decay_fraction <= 1:
             raise ValueError(f"decay_fraction must be above 0 and at most 1, got {self.decay_fraction}")
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
@@ -84,7 +88,15 @@ class TrainingConfig:
 
 
 # Fields that may differ when a run is resumed: they do not change what is learnt.
-_FREE_FIELDS = {"output_dir", "micro_batch_rows", "compile", "evaluate_every", "evaluation_stories", "save_every"}
+_FREE_FIELDS = {
+    "output_dir",
+    "micro_batch_rows",
+    "attention",
+    "compile",
+    "evaluate_every",
+    "evaluation_stories",
+    "save_every",
+}
 _FREE_FIELDS |= {"keep_checkpoints"}
 
 
@@ -127,7 +139,8 @@ def choose_precision(requested: str) -> str:
 
 
 def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> TinyStoryConfig:
-    model_config = TinyStoryConfig(vocab_size=len(tokenizer), **config.model)
+    planned = {"control_prefix": True} if config.wishes_share else {}
+    model_config = TinyStoryConfig(vocab_size=len(tokenizer), **config.model, **planned)
     context = model_config.max_position_embeddings
     if config.row_length > context:
         raise ValueError(f"row_length ({config.row_length}) is above max_position_embeddings ({context})")
@@ -136,6 +149,7 @@ def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBas
 
 def build_model(config: TrainingConfig, model_config: TinyStoryConfig) -> TinyStoryForCausalLM:
     model = TinyStoryForCausalLM(model_config)
+    model.set_attn_implementation(config.attention)
     if config.init_from:
         model.load_state_dict(TinyStoryForCausalLM.from_pretrained(config.init_from, dtype=torch.float32).state_dict())
     elif config.zero_init:
@@ -149,20 +163,20 @@ def build_model(config: TrainingConfig, model_config: TinyStoryConfig) -> TinySt
     return model
 
 
-def load_data(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase):
-    """Packed training rows, and the texts to evaluate on: all validation stories, the first ones of each kind apart."""
+def load_data(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[TrainingRows, list[str]]:
+    """Packed training rows, and the validation stories."""
     validation = load_stories([config.validation_dataset], "validation")
     stories = load_stories(config.dataset, "train")
     clean = without_stories(stories, validation)
-    rows = pack(tokenise(clean, tokenizer), config.row_length, tokenizer.pad_token_id)
-    if len(rows) < config.batch_rows:
+    rows = TrainingRows(clean, tokenizer, config.row_length, config.wishes_share, config.seed)
+    if rows.num_rows < config.batch_rows:
         raise ValueError(
-            f"{config.dataset}: {len(rows)} rows of {config.row_length} tokens, fewer than batch_rows "
+            f"{config.dataset}: {rows.num_rows} rows of {config.row_length} tokens, fewer than batch_rows "
             f"({config.batch_rows}); give more stories, or a smaller row_length or batch_rows"
         )
     print(
         f"{len(clean):,} stories to train on ({len(stories) - len(clean)} found in the validation split left out), "
-        f"{len(rows):,} rows of {config.row_length} tokens; {len(validation):,} validation stories"
+        f"{rows.num_rows:,} rows of {config.row_length} tokens; {len(validation):,} validation stories"
     )
     return rows, list(validation["text"])
 
@@ -220,7 +234,7 @@ def main() -> None:
             torch.set_rng_state(state["rng"][rank])
 
     num_parameters = sum(p.numel() for p in model.parameters())
-    passes = config.num_steps * config.batch_rows / len(rows)
+    passes = config.num_steps * config.batch_rows / rows.num_rows
     accelerator.print(
         f"{num_parameters:,} parameters; {config.num_steps:,} updates of {config.batch_rows} rows of "
         f"{config.row_length} tokens, {passes:.2f} passes; precision {accelerator.mixed_precision}"
@@ -229,8 +243,7 @@ def main() -> None:
     bar = tqdm(total=config.num_steps, initial=step, unit=" updates", disable=not accelerator.is_main_process)
     while step < config.num_steps:
         started = time.perf_counter()
-        indices = rows_of_step(step, len(rows), config.batch_rows, config.seed)[rank::num_processes]
-        batch = collate(rows[indices], tokenizer.pad_token_id)
+        batch = rows.batch(step, config.batch_rows, rank, num_processes)
         # Every process divides by the same count and DDP takes the mean over processes: times their number.
         num_targets = accelerator.reduce((batch["labels"] != IGNORED).sum().to(accelerator.device), "sum")
         loss_sum = torch.zeros((), device=accelerator.device)

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from tests.conftest import STORIES_FILE
 from training.data import (
     IGNORED,
+    TrainingRows,
     best_fit,
-    collate,
     load_stories,
     normalise_story,
     pack,
-    rows_of_step,
     tokenise,
     without_stories,
 )
@@ -94,8 +93,9 @@ def test_best_fit_places_each_document_once(lengths: list[int]):
 
 def test_packing_keeps_every_token_and_scores_each_once(tokenizer):
     documents = [[1, *range(20, 20 + n), 2] for n in (5, 30, 60, 3, 17, 44)]
-    rows = pack(Dataset.from_dict({"input_ids": documents}), 32, tokenizer.pad_token_id)
-    batch = collate(rows[:], tokenizer.pad_token_id)
+    documents_set = Dataset.from_dict({"input_ids": documents, "prefix_length": [0] * len(documents)})
+    rows = pack(documents_set, 32, tokenizer.pad_token_id)
+    batch = {name: torch.tensor(values) for name, values in rows[:].items()}
     assert batch["input_ids"].shape[1] == 32
     real = batch["input_ids"] != tokenizer.pad_token_id
     assert sorted(batch["input_ids"][real].tolist()) == sorted(token for d in documents for token in d)
@@ -107,12 +107,35 @@ def test_packing_keeps_every_token_and_scores_each_once(tokenizer):
     assert batch["position_ids"].max() == 61
 
 
-def test_rows_of_step_go_through_all_rows_in_every_pass():
-    seen = [row for step in range(10) for row in rows_of_step(step, 25, 5, seed=3)]
-    assert sorted(seen[:25]) == sorted(seen[25:]) == list(range(25))
-    assert seen[:25] != seen[25:]
-    assert rows_of_step(7, 25, 5, seed=3) == seen[35:40]
-    assert rows_of_step(0, 25, 5, seed=4) != seen[:5]
+def test_a_control_prefix_is_read_but_not_scored(tokenizer):
+    # A prefix of 4 tokens before <sos>; the second document is longer than a row.
+    documents = [[3, 30, 31, 7, 1, 40, 41, 2], [3, 50, 1, *range(60, 80), 2]]
+    rows = pack(Dataset.from_dict({"input_ids": documents, "prefix_length": [4, 2]}), 12, tokenizer.pad_token_id)
+    scored = sorted(label for row in rows["labels"] for label in row if label != IGNORED)
+    # All of the story but its <sos>; of a piece that goes on in another row, all but its first token.
+    assert scored == sorted([40, 41, 2, *range(60, 69), *range(70, 80), 2])
+    first = rows["input_ids"][[len(set(row) & {30}) for row in rows["input_ids"]].index(1)]
+    assert first[:8] == documents[0]
+
+
+def test_every_pass_goes_through_all_rows(tokenizer, stories: list[str]):
+    dataset = Dataset.from_dict({"text": stories * 5, "kind": ["story"] * len(stories) * 5})
+    rows = TrainingRows(dataset, tokenizer, row_length=96, seed=3)
+    count = rows.num_rows
+    seen = [tuple(rows.batch(step, 1)["input_ids"][0].tolist()) for step in range(2 * count)]
+    assert sorted(seen[:count]) == sorted(seen[count:]) and seen[:count] != seen[count:]
+    again = TrainingRows(dataset, tokenizer, row_length=96, seed=3)
+    assert [tuple(row) for row in again.batch(1, 4)["input_ids"].tolist()] == seen[4:8]
+    halves = [again.batch(1, 4, rank, 2)["input_ids"].tolist() for rank in range(2)]
+    assert [tuple(row) for pair in zip(*halves, strict=True) for row in pair] == seen[4:8]
+
+
+def test_wishes_are_drawn_anew_in_each_pass_and_again_on_resume(tokenizer, stories: list[str]):
+    dataset = Dataset.from_dict({"text": stories, "kind": ["story"] * len(stories)})
+    rows = TrainingRows(dataset, tokenizer, row_length=512, wishes_share=1.0, seed=3)
+    passes = [rows.batch(step, rows.num_rows)["input_ids"].tolist() for step in range(3)]
+    assert sorted(passes[0]) != sorted(passes[1])
+    assert TrainingRows(dataset, tokenizer, 512, 1.0, seed=3).batch(2, rows.num_rows)["input_ids"].tolist() == passes[2]
 
 
 def test_own_stories_are_whole(stories: list[str]):

@@ -51,10 +51,11 @@ def test_twin_loads_without_remote_code_and_is_equal(modern, tokenizer, twin_fol
     assert twin.generate(**ids, **GREEDY).tolist() == modern.generate(**ids, **GREEDY).tolist()
 
 
-def test_twin_in_bf16_and_with_untied_output(tokenizer):
+def test_twin_in_bf16_and_with_untied_output(tmp_path: Path):
     model = TinyStoryForCausalLM(TinyStoryConfig(**TINY | MODERN | {"tie_word_embeddings": False})).eval()
     large_init(model)
-    model = model.bfloat16()
+    model.save_pretrained(tmp_path)
+    model = TinyStoryForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     twin = to_qwen3(model)
     assert twin.dtype == torch.bfloat16
     ids = torch.arange(3, 40)[None]

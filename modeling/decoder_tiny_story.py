@@ -1,0 +1,318 @@
+"""The two ways to run the decoder one token after another: through the model itself, or in int8 on a processor.
+
+Both hold a batch of rows with a key/value cache and speak the same few verbs: `start`, `step`, `extend`, `keep`,
+`fork`. `open_decoder` chooses: on a processor, one row's time goes into reading the weights, and int8 weights are read
+four times as fast as fp32 ones.
+
+`Int8Decoder` keeps weights as int8 with a scale for each output channel. A matrix reads and writes bf16; everything
+between the matrices, the cache too, is fp32. The kernels it uses treat each row on its own, in the same order whatever
+stands beside it, so a row gets the same bits alone and in a batch; padding to whole blocks keeps it so.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.nn.functional import layer_norm, relu, silu
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+Precision = Literal["auto", "int8", "full"]
+BLOCK = 64  # the int8 decoder attends over a whole number of blocks of so many tokens
+
+
+def open_decoder(model: PreTrainedModel, precision: Precision = "auto") -> "Decoder":
+    """A decoder without rows.
+
+    Args:
+        precision: "full" runs the model as it was loaded, "int8" the int8 decoder, "auto" int8 where it is faster: on
+            an x86 processor with AVX2 or AVX-512.
+
+    Raises:
+        ValueError: int8 is asked for and the model is not on a processor, or precision is another word.
+    """
+    on_cpu = model.device.type == "cpu"
+    if precision not in ("auto", "int8", "full"):
+        raise ValueError(f'precision must be "auto", "int8" or "full", got {precision!r}')
+    if precision == "int8" and not on_cpu:
+        raise ValueError(f'precision "int8" runs on a processor; the model is on {model.device}: use "full"')
+    if precision == "int8" or (
+        precision == "auto" and on_cpu and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    ):
+        return Int8Decoder(_packed(model))
+    return FullDecoder(model)
+
+
+class FullDecoder:
+    """The model's own forward pass and cache; rows are padded on the left."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.cache = DynamicCache(config=model.config)
+        self.mask = torch.zeros(0, 0, dtype=torch.long, device=model.device)  # (rows, context)
+
+    def start(self, prompts: Sequence[list[int]]) -> torch.Tensor:
+        """Read the prompts, one a row; the next token's logits (rows, vocab), as of all verbs in fp32 on the CPU."""
+        width = max(map(len, prompts))
+        ids = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
+        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        return self._forward(torch.tensor(ids), keep=1)[:, -1]
+
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Append one token to each row; logits (rows, vocab)."""
+        return self.extend([[token] for token in tokens])[:, -1]
+
+    def extend(self, rows: Sequence[list[int]]) -> torch.Tensor:
+        """Append equally many tokens to each row; logits after each of them (rows, time, vocab)."""
+        ids = torch.tensor(rows)
+        self.mask = torch.cat((self.mask, self.mask.new_ones(ids.shape)), dim=1)
+        return self._forward(ids, keep=0)
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only, in this order."""
+        self.mask = self.mask[rows]
+        self.cache.batch_select_indices(torch.tensor(rows, device=self.model.device))
+
+    def fork(self, rows: list[int], cut: list[int] | None = None) -> "FullDecoder":
+        """A decoder of its own whose rows are copies of these, each without its last `cut` tokens."""
+        fork = FullDecoder(self.model)
+        fork.mask = self.mask[rows]
+        for row, tokens in enumerate(cut or []):
+            fork.mask[row, fork.mask.shape[1] - tokens :] = 0
+        index = torch.tensor(rows, device=self.model.device)
+        for number, layer in enumerate(self.cache.layers):
+            fork.cache.update(layer.keys[index], layer.values[index], number)
+        return fork
+
+    def _forward(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        logits = self.model(
+            ids.to(self.model.device), attention_mask=self.mask, position_ids=positions, past_key_values=self.cache,
+            use_cache=True, logits_to_keep=keep,
+        ).logits  # fmt: skip
+        return logits.float().cpu()
+
+
+def unit_norm(x: torch.Tensor) -> torch.Tensor:
+    """x / its length over the last dimension: an RMS norm up to the square root of its width. The norm's epsilon is
+    left out: it stands beside squares a million times larger."""
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=1e-12)
+
+
+class Int8Linear:
+    """y = x W^T + b with int8 weights (out, in) and a bf16 scale for each output."""
+
+    def __init__(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]):
+        weight = torch.cat([w.detach().float() for w in weights])  # (out, in)
+        self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).bfloat16()  # (out,)
+        # Rounded to the scale as it is stored: what the scale's own rounding loses is not lost twice.
+        self.weight = (weight / self.scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self.bias = None if biases[0] is None else torch.cat([b.detach().float() for b in biases]).bfloat16()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x (rows, in) in fp32 or bf16 -> (rows, out) in bf16."""
+        y = torch._weight_int8pack_mm(x.to(torch.bfloat16), self.weight, self.scale)
+        return y if self.bias is None else y + self.bias
+
+
+Norm = tuple[torch.Tensor, torch.Tensor | None]  # gain and bias
+
+
+class Int8Layer:
+    """The packed weights of a `DecoderLayer`; matrices that read the same input are one."""
+
+    def __init__(self, layer: Any, config: PreTrainedConfig):
+        attention, feed_forward = layer.self_attn, layer.feed_forward
+        # The scaling of the scores goes into the queries' norm, or else into their weights.
+        scale_weights = 1.0 if config.qk_norm else attention.scaling
+        query, key, value = attention.W_q, attention.W_k, attention.W_v
+        query_bias = None if query.bias is None else query.bias * scale_weights
+        self.qkv = Int8Linear(
+            [query.weight * scale_weights, key.weight, value.weight], [query_bias, key.bias, value.bias]
+        )
+        self.out = Int8Linear([attention.W_o.weight], [attention.W_o.bias])
+        inner = [feed_forward.gate, feed_forward.fc1] if feed_forward.gated else [feed_forward.fc1]
+        self.inner = Int8Linear([x.weight for x in inner], [x.bias for x in inner])
+        self.outer = Int8Linear([feed_forward.fc2.weight], [feed_forward.fc2.bias])
+        self.norm1, self.norm2 = pack_norm(layer.norm1), pack_norm(layer.norm2)
+        if config.qk_norm:
+            gains = [attention.q_norm.weight * attention.scaling] * config.num_attention_heads
+            gains += [attention.k_norm.weight] * config.num_key_value_heads
+            # Both norms in one: (heads + kv_heads, head_dim).
+            self.qk_gain = torch.stack([gain.detach().float() for gain in gains]) * config.head_dim**0.5
+
+
+def pack_norm(norm: Any) -> Norm:
+    gain, bias = norm.weight.detach().float(), getattr(norm, "bias", None)
+    if bias is None:
+        return gain * len(gain) ** 0.5, None  # for `unit_norm`
+    return gain.clone(), bias.detach().float().clone()
+
+
+class Int8Weights:
+    """A model's weights packed for `Int8Decoder`, and the tables of its positions."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.config = config = model.config
+        decoder: Any = model.model
+        self.embedding = decoder.decoder_embedding.weight.detach().float().clone()
+        self.layers = [Int8Layer(layer, config) for layer in decoder.decoder_layers]
+        self.norm = pack_norm(decoder.norm) if config.norm_position == "pre" else None
+        self.head = Int8Linear([model.fc.weight], [model.fc.bias])
+
+        positions = torch.arange(config.max_position_embeddings)[None]
+        if config.position_type == "rope":
+            cos, sin = decoder.positional_encoding(self.embedding, positions)
+            self.cos = cos[0, 0, :, None].float()  # (positions, 1, head_dim)
+            half = config.head_dim // 2  # the sign of the rotation goes into the table
+            self.sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[0, 0, :, None].float()
+        else:
+            empty = torch.zeros(1, config.max_position_embeddings, config.hidden_size)
+            self.sinusoids = decoder.positional_encoding(empty, positions)[0]  # (positions, hidden)
+
+
+class Int8Decoder:
+    """Rows of different lengths, each from the left, in caches (rows, kv_heads, capacity, head_dim)."""
+
+    def __init__(self, weights: Int8Weights):
+        self.weights = weights
+        self.config = weights.config
+        self.lengths: list[int] = []
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+
+    def start(self, prompts: Sequence[list[int]]) -> torch.Tensor:
+        parts, logits = [], []
+        for prompt in prompts:  # one at a time: bit for bit what each gets alone
+            part = Int8Decoder(self.weights)
+            part.lengths = [0]
+            shape = (1, self.config.num_key_value_heads, 0, self.config.head_dim)
+            part.keys, part.values = ([torch.zeros(shape)] * len(self.weights.layers) for _ in "kv")
+            logits.append(part.extend([prompt], last_only=True)[:, -1])
+            parts.append(part)
+        self.lengths = [part.lengths[0] for part in parts]
+        self._reserve(0, parts)
+        return torch.cat(logits)
+
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        return self.extend([[token] for token in tokens])[:, -1]
+
+    def extend(self, rows: Sequence[list[int]], last_only: bool = False) -> torch.Tensor:
+        ids = torch.tensor(rows)  # (rows, time)
+        count, time = ids.shape
+        self._reserve(time)
+        lengths = torch.tensor(self.lengths)
+        positions = lengths[:, None] + torch.arange(time)  # (rows, time)
+        context = -(-(max(self.lengths) + time) // BLOCK) * BLOCK
+        unseen = torch.arange(context) > positions[..., None]
+        mask = torch.zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None]  # (rows, 1, time, context)
+        hidden = self.weights.embedding[ids]  # (rows, time, hidden)
+        rotary = self.config.position_type == "rope"
+        rotation = (self.weights.cos[positions], self.weights.sin[positions]) if rotary else None
+        if not rotary:
+            hidden = hidden + self.weights.sinusoids[positions]
+        for index in range(len(self.weights.layers)):
+            hidden = self._layer(index, hidden, positions, rotation, mask)
+        self.lengths = [length + time for length in self.lengths]
+        if last_only:
+            hidden = hidden[:, -1:]
+        if self.weights.norm is not None:
+            hidden = self._norm(hidden, self.weights.norm)
+        return self.weights.head(hidden.flatten(0, 1)).float().unflatten(0, (count, -1))
+
+    def keep(self, rows: list[int]) -> None:
+        self.lengths = [self.lengths[row] for row in rows]
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+
+    def fork(self, rows: list[int], cut: list[int] | None = None) -> "Int8Decoder":
+        fork = Int8Decoder(self.weights)
+        fork.lengths = [self.lengths[row] - tokens for row, tokens in zip(rows, cut or [0] * len(rows), strict=True)]
+        fork.keys, fork.values = ([x[rows] for x in cache] for cache in (self.keys, self.values))
+        return fork
+
+    def _reserve(self, more: int, parts: "list[Int8Decoder] | None" = None) -> None:
+        """Make room for so many more tokens; with parts, take their rows over as well."""
+        needed = max(self.lengths) + more
+        if parts is None and self.keys[0].shape[2] >= needed:
+            return
+        capacity = -(-needed // BLOCK) * BLOCK
+        for name in ("keys", "values"):
+            caches = []
+            for index in range(len(self.weights.layers)):
+                old = [getattr(part, name)[index] for part in parts or [self]]
+                shape = (len(self.lengths), self.config.num_key_value_heads, capacity, self.config.head_dim)
+                cache, row = torch.zeros(shape), 0
+                for x in old:
+                    width = min(x.shape[2], capacity)
+                    cache[row : row + len(x), :, :width] = x[:, :, :width]
+                    row += len(x)
+                caches.append(cache)
+            setattr(self, name, caches)
+
+    def _norm(self, hidden: torch.Tensor, norm: Norm) -> torch.Tensor:
+        if self.config.norm_type == "layernorm":
+            return layer_norm(hidden, hidden.shape[-1:], *norm, self.config.norm_eps)
+        return unit_norm(hidden) * norm[0]
+
+    def _layer(
+        self,
+        index: int,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """hidden (rows, time, hidden) in fp32 -> the same; as `DecoderLayer` in modeling_tiny_story.py."""
+        config, layer = self.config, self.weights.layers[index]
+        pre_norm = config.norm_position == "pre"
+        rows, time, width = hidden.shape
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+
+        inputs = self._norm(hidden, layer.norm1) if pre_norm else hidden
+        qkv = layer.qkv(inputs.view(-1, width)).float().view(rows, time, heads + 2 * kv_heads, config.head_dim)
+        qk, value = qkv[:, :, : heads + kv_heads], qkv[:, :, heads + kv_heads :]
+        if config.qk_norm:
+            qk = unit_norm(qk) * layer.qk_gain
+        if rotation is not None:
+            qk = torch.addcmul(qk * rotation[0], qk.roll(config.head_dim // 2, -1), rotation[1])
+        keys, values = self.keys[index], self.values[index]
+        if rows == 1:
+            at = slice(self.lengths[0], self.lengths[0] + time)
+            keys[:, :, at], values[:, :, at] = qk[:, :, heads:].transpose(1, 2), value.transpose(1, 2)
+        else:
+            row = torch.arange(rows)[:, None]
+            keys[row, :, positions], values[row, :, positions] = qk[:, :, heads:], value
+        keys, values = keys[:, :, : mask.shape[-1]], values[:, :, : mask.shape[-1]]
+        if heads != kv_heads:
+            keys, values = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (keys, values))
+        scores = qk[:, :, :heads].transpose(1, 2) @ keys.transpose(2, 3)  # (rows, heads, time, context)
+        mixed = scores.add_(mask).softmax(-1) @ values  # (rows, heads, time, head_dim)
+        hidden = hidden + layer.out(mixed.transpose(1, 2).reshape(rows * time, -1)).view(rows, time, width)
+        if not pre_norm:
+            hidden = self._norm(hidden, layer.norm1)
+
+        inputs = self._norm(hidden, layer.norm2) if pre_norm else hidden
+        inner = layer.inner(inputs.view(-1, width))
+        if config.hidden_act == "swiglu":
+            gate, inner = inner.chunk(2, dim=-1)
+            inner = silu(gate) * inner
+        else:
+            inner = relu(inner)
+        hidden = hidden + layer.outer(inner).view(rows, time, width)
+        return hidden if pre_norm else self._norm(hidden, layer.norm2)
+
+
+Decoder = FullDecoder | Int8Decoder
+
+_PACKED: "WeakKeyDictionary[PreTrainedModel, tuple[int, Int8Weights]]" = WeakKeyDictionary()
+
+
+def _packed(model: PreTrainedModel) -> Int8Weights:
+    """The model's packed weights, packed again after its weights have changed in place."""
+    version = sum(0 if p.is_inference() else p._version for p in model.parameters())
+    if model not in _PACKED or _PACKED[model][0] != version:
+        with torch.inference_mode():
+            _PACKED[model] = (version, Int8Weights(model))
+    return _PACKED[model][1]

@@ -1,0 +1,57 @@
+"""How the next token is drawn: temperature, nucleus, and a guard against loops."""
+
+import numpy as np
+
+SMALLEST_TEMPERATURE = 1e-4
+DRY_BASE = 1.75  # growth of the penalty with each further token repeated
+DRY_ALLOWED = 4  # tokens that may be repeated freely: names and turns of phrase are that long
+DRY_LONGEST = 24  # repeats are followed back so far
+
+
+def sample(logits: np.ndarray, temperature: float, top_p: float, draw: float) -> int:
+    """One token: the likeliest at temperature 0 or hardly above, else by nucleus sampling (Holtzman et al. 2020,
+    section 3.1).
+
+    Args:
+        logits: (vocab,), -inf for what may not come.
+        draw: a random number in [0, 1).
+    """
+    if temperature < SMALLEST_TEMPERATURE:
+        return int(logits.argmax())
+    weights = np.exp((logits - logits.max()) / temperature)
+    total = weights.sum(dtype=np.float64)
+    # Tokens each below (1 - top_p) / vocab are together below 1 - top_p: none of them is in the nucleus.
+    ids = np.flatnonzero(weights > total * (1 - top_p) / len(weights))
+    probabilities = weights[ids].astype(np.float64) / total
+    if top_p < 1:
+        ordered = np.sort(probabilities)[::-1]
+        last = min(int(np.searchsorted(ordered.cumsum(), top_p)), len(ordered) - 1)
+        kept = probabilities >= ordered[last]
+        ids, probabilities = ids[kept], probabilities[kept]
+    # Cumulated in the order of the ids, not of their probabilities: rounding can then move no two tokens past each
+    # other, and a batch gives what a single story gives.
+    cumulated = probabilities.cumsum()
+    return int(ids[min(int(np.searchsorted(cumulated, draw * cumulated[-1], side="right")), len(ids) - 1)])
+
+
+def repetition_penalties(ids: list[int], places: dict[int, list[int]], multiplier: float) -> dict[int, float]:
+    """What to take from the logits of tokens that would go on repeating a passage (the DRY sampler, p-e-w 2024).
+
+    The token that followed an earlier occurrence of the last n tokens, n at least DRY_ALLOWED, is made less likely by
+    multiplier * DRY_BASE^(n - DRY_ALLOWED). A word by itself is never penalised.
+
+    Args:
+        ids: the story so far.
+        places: where in `ids` each token occurs.
+    """
+    penalties: dict[int, float] = {}
+    if multiplier == 0 or not ids:
+        return penalties
+    for place in places.get(ids[-1], ())[:-1]:
+        length = 1
+        while length < DRY_LONGEST and length <= place and ids[place - length] == ids[-1 - length]:
+            length += 1
+        if length >= DRY_ALLOWED:
+            penalty = multiplier * DRY_BASE ** (length - DRY_ALLOWED)
+            penalties[ids[place + 1]] = max(penalty, penalties.get(ids[place + 1], 0.0))
+    return penalties

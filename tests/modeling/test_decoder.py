@@ -1,0 +1,124 @@
+"""The two decoders agree with the model, with each other, and with themselves alone, in a batch and in a fork."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from modeling.configuration_tiny_story import TinyStoryConfig
+from modeling.decoder_tiny_story import FullDecoder, Int8Decoder, Int8Linear, open_decoder
+from modeling.modeling_tiny_story import TinyStoryForCausalLM
+from tests.conftest import RECIPES, large_init
+
+PROMPTS = [[5, 6, 7, 8, 9], [11], list(range(20, 90)), [40, 41, 42]]
+STEPS = torch.randint(3, 99, (80, 4), generator=torch.Generator().manual_seed(2)).tolist()
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(params=RECIPES)
+def int8_model(request: pytest.FixtureRequest) -> TinyStoryForCausalLM:
+    """Both recipes with weights that int8 stores exactly: every output channel's largest is 127 of its steps, and a
+    step is a power of two. What remains between the decoders is the rounding of activations to bf16."""
+    model = TinyStoryForCausalLM(TinyStoryConfig(**RECIPES[request.param])).eval()
+    large_init(model, 0.3)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            steps = torch.randint(-126, 127, module.weight.shape, generator=torch.Generator().manual_seed(3))
+            steps[:, 0] = 127
+            module.weight.data = steps.float() / 512
+    return model
+
+
+@torch.inference_mode()
+def run(decoder: FullDecoder | Int8Decoder, rows: list[int]) -> list[torch.Tensor]:
+    """Logits (rows, vocab) after the prompts, and after each step."""
+    logits = [decoder.start([PROMPTS[row] for row in rows])]
+    return [*logits, *(decoder.step([step[row] for row in rows]) for step in STEPS)]
+
+
+def agreement(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Correlation of two sets of logits."""
+    return torch.corrcoef(torch.stack((ours.flatten(), theirs.flatten())))[0, 1].item()
+
+
+@torch.inference_mode()
+def test_full_decoder_equals_the_forward_pass(tiny_model):
+    told = run(FullDecoder(tiny_model), [0, 1, 2, 3])
+    for row, prompt in enumerate(PROMPTS):
+        ids = torch.tensor([prompt + [step[row] for step in STEPS]])
+        expected = tiny_model(ids).logits[0, len(prompt) - 1 :]
+        torch.testing.assert_close(torch.stack([x[row] for x in told]), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_int8_decoder_follows_the_full_one(int8_model):
+    full, int8 = (torch.stack(run(open_decoder(int8_model, p), [0, 1, 2, 3])) for p in ("full", "int8"))
+    assert agreement(int8, full) > 0.999
+
+
+def test_int8_decoder_follows_the_trained_model(trained_model, tokenizer, stories):
+    ids = tokenizer(stories[0])["input_ids"]
+    with torch.inference_mode():
+        full = trained_model(torch.tensor([ids])).logits[0]
+        int8 = open_decoder(trained_model, "int8")
+        told = torch.cat((int8.start([ids[:4]])[0][None], int8.extend([ids[4:]])[0]))
+    full = full[3:].log_softmax(-1)
+    divergence = (full.exp() * (full - told.log_softmax(-1))).sum(-1).mean()  # nats per token
+    assert 0 <= divergence < 0.005
+
+
+def test_int8_rows_are_the_same_bits_alone_and_in_a_batch(int8_model):
+    batch = run(open_decoder(int8_model, "int8"), [0, 1, 2, 3])
+    for row in range(4):
+        alone = run(open_decoder(int8_model, "int8"), [row])
+        assert all(torch.equal(together[row], single[0]) for together, single in zip(batch, alone, strict=True))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("precision", ["full", "int8"])
+def test_forks_and_kept_rows_go_on_as_if_alone(int8_model, precision: str):
+    decoder = open_decoder(int8_model, precision)
+    decoder.start(PROMPTS)
+    decoder.step(STEPS[0])
+    fork = decoder.fork([2, 2, 0], cut=[1, 0, 1])
+    forked = fork.extend([[50, 51, 52]] * 3)
+    for row, prompt in enumerate((PROMPTS[2], [*PROMPTS[2], STEPS[0][2]], PROMPTS[0])):
+        alone = open_decoder(int8_model, precision)
+        alone.start([prompt])
+        torch.testing.assert_close(alone.extend([[50, 51, 52]])[0], forked[row], atol=2e-3, rtol=1e-3)
+    # The fork left the decoder alone; rows may be dropped and change places.
+    decoder.keep([3, 1])
+    alone = open_decoder(int8_model, precision)
+    alone.start([PROMPTS[3], PROMPTS[1]])
+    alone.step([STEPS[0][3], STEPS[0][1]])
+    torch.testing.assert_close(decoder.step([60, 61]), alone.step([60, 61]), atol=2e-3, rtol=1e-3)
+
+
+def test_int8_linear_is_as_fine_as_its_steps():
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(48, 64), torch.randn(48), torch.randn(5, 64)
+    told = Int8Linear([weight[:20], weight[20:]], [bias[:20], bias[20:]])(x).float()
+    step = weight.abs().amax(dim=1) / 127
+    error = (told - (x @ weight.T + bias)).abs()
+    # Half a step for each input at the very most; bf16 adds 2^-8 of the value.
+    assert (error < x.norm(dim=1, keepdim=True) * step * math.sqrt(64) / 2 + told.abs() / 128).all()
+    assert error.mean() < 0.05
+
+
+def test_changed_weights_are_packed_again(int8_model):
+    before = run(open_decoder(int8_model, "int8"), [0])[0]
+    with torch.no_grad():
+        int8_model.fc.weight.mul_(2)
+    after = run(open_decoder(int8_model, "int8"), [0])[0]
+    assert (after - before).abs().max() > 0.1
+
+
+def test_precision_is_chosen_and_refused(tiny_model):
+    assert isinstance(open_decoder(tiny_model, "full"), FullDecoder)
+    assert isinstance(open_decoder(tiny_model, "int8"), Int8Decoder)
+    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    assert isinstance(open_decoder(tiny_model), Int8Decoder if fast else FullDecoder)
+    with pytest.raises(ValueError, match="precision must be"):
+        open_decoder(tiny_model, "int3")
+    with pytest.raises(ValueError, match='use "full"'):
+        open_decoder(tiny_model.to("meta"), "int8")
