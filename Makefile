@@ -28,10 +28,13 @@ conformance: $(READY) ## transformers' own model tests, fetched, against both re
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) parameterized
 	$(BIN)/python tests/conformance/run.py
 
+bench: $(READY) ## speed side by side with a peer, ratios printed (a minute)
+	$(BIN)/python benchmarks/speed.py
+
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy modeling training
+	$(BIN)/mypy modeling training benchmarks
 
 chromium: $(READY) ## find a Chromium for the browser tests, or install one
 	@$(BIN)/python tests/browser/chromium.py
@@ -50,4 +53,4 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[train,finetune,onnx,space,test]'
 	touch $@
 
-.PHONY: help app test test-all test-oldest conformance lint chromium train clean
+.PHONY: help app test test-all test-oldest conformance bench lint chromium train clean

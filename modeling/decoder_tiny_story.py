@@ -204,9 +204,8 @@ class Int8Decoder:
         self._reserve(time)
         lengths = torch.tensor(self.lengths)
         positions = lengths[:, None] + torch.arange(time)  # (rows, time)
-        context = -(-(max(self.lengths) + time) // BLOCK) * BLOCK
-        unseen = torch.arange(context) > positions[..., None]
-        mask = torch.zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None]  # (rows, 1, time, context)
+        unseen = torch.arange(self.keys[0].shape[2]) > positions[..., None]
+        mask = torch.zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None]  # (rows, 1, time, capacity)
         hidden = self.weights.embedding[ids]  # (rows, time, hidden)
         rotary = self.config.position_type == "rope"
         rotation = (self.weights.cos[positions], self.weights.sin[positions]) if rotary else None
@@ -284,10 +283,9 @@ class Int8Decoder:
         else:
             row = torch.arange(rows)[:, None]
             keys[row, :, positions], values[row, :, positions] = qk[:, :, heads:], value
-        keys, values = keys[:, :, : mask.shape[-1]], values[:, :, : mask.shape[-1]]
         if heads != kv_heads:
             keys, values = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (keys, values))
-        scores = qk[:, :, :heads].transpose(1, 2) @ keys.transpose(2, 3)  # (rows, heads, time, context)
+        scores = qk[:, :, :heads].transpose(1, 2) @ keys.transpose(2, 3)  # (rows, heads, time, capacity)
         mixed = scores.add_(mask).softmax(-1) @ values  # (rows, heads, time, head_dim)
         hidden = hidden + layer.out(mixed.transpose(1, 2).reshape(rows * time, -1)).view(rows, time, width)
         if not pre_norm:

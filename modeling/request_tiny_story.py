@@ -34,13 +34,16 @@ def closes_sentence(text: str) -> bool:
 
 
 def includes(text: str, word: str) -> bool:
-    """Whether a word or phrase occurs in the text, as it is or inflected: with s, es, 's, d, ed, ing or er, ing also
-    in place of a last e (dance, dancing) and y also as ies or ied (cry, cried). Case does not count."""
+    """Whether a word or phrase occurs in the text, as it is or inflected: with s, 's, d, ed, ing or er, after
+    s, x, z, o or h also with es, with ing in place of a last e (dance, dancing), with ies or ied in place of a last y
+    (cry, cried). Case does not count."""
     wanted = " ".join(bare_words(word))
     if not wanted:
         return False
     stem = re.escape(wanted)
-    forms = [f"{stem}(?:s|es|['’]s|d|ed|ing|er)?"]
+    forms = [f"{stem}(?:s|['’]s|d|ed|ing|er)?"]
+    if wanted.endswith(("s", "x", "z", "o", "h")):
+        forms.append(f"{stem}es")
     if wanted.endswith("e"):
         forms.append(re.escape(wanted[:-1]) + "ing")
     if wanted.endswith("y"):

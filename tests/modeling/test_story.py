@@ -1,10 +1,12 @@
 """The story contract, through the pipeline and the trained model of this clone."""
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from transformers import Pipeline
 
 from modeling import generation_tiny_story
-from modeling.request_tiny_story import StoryRequest, bare_words, closes_sentence, count_words, ends_with
+from modeling.request_tiny_story import StoryRequest, bare_words, closes_sentence, count_words, ends_with, includes
 
 PAIRS = [
     ("She", "happy", 40), ("The dragon", "home", 60), ("one day, a boy named Zog", "volcano", 50),
@@ -23,6 +25,103 @@ def test_a_story_keeps_the_contract(tell: Pipeline, start: str, end: str, max_wo
     assert count_words(story) == result["num_words"] <= max_words
     assert result["finish_reason"] == "ending"
     assert set(result) == {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "seed"}
+
+
+ODD_TEXT = st.one_of(
+    st.text(max_size=30),
+    st.text(alphabet='ab .!?"\'\n\t,-“”’', max_size=30),
+    st.lists(
+        st.sampled_from(["dragon", "Ben's", "🐸🐸", "שלום", "naïve", "\x00", '"hi"', "end.", "U.S.", "<sos>", "e\u0301"]),
+        max_size=5,
+    ).map(" ".join),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(start=ODD_TEXT, end=ODD_TEXT, include=st.lists(ODD_TEXT, max_size=2), max_words=st.integers(1, 40))
+@example(start="x" * 10_000, end="home", include=[], max_words=40)
+@example(start="word " * 3000, end="home", include=[], max_words=4000)
+@example(start="home", end="home", include=["home"], max_words=12)
+@example(start='"Home', end='he said "no', include=["🐸"], max_words=20)
+@example(start="She", end="\ud800", include=[], max_words=20)
+@example(start="مرحبا", end="سلام", include=[], max_words=15)
+def test_whatever_is_asked_for_the_contract_is_kept_or_refused(
+    tell: Pipeline, start: str, end: str, include: list[str], max_words: int
+):
+    try:
+        result = tell(start, end=end, include=include, max_words=max_words, seed=1, temperature=1.0)
+    except ValueError as problem:
+        assert len(str(problem)) > 20
+        return
+    story = result["story"]
+    assert story.startswith(start.strip()[0].upper() + start.strip()[1:])
+    assert count_words(story) <= max_words
+    assert all(includes(story, word) for word in include)
+    if result["end"] is not None:
+        assert ends_with(story, end) and closes_sentence(story) and result["finish_reason"] == "ending"
+
+
+def test_words_to_include_are_told(tell: Pipeline):
+    for seed in range(4):
+        result = tell("One day", end="home", include=["dragon", "ice cream", "jump"], max_words=60, seed=seed)
+        assert all(includes(result["story"], word) for word in ("dragon", "ice cream", "jump"))
+        assert ends_with(result["story"], "home") and result["num_words"] <= 60
+    free = tell("One day", include=["rocket"], max_words=60, num_stories=4, seed=0)
+    assert all(includes(result["story"], "rocket") for result in free)
+
+
+def test_a_longer_length_gives_longer_stories(tell: Pipeline):
+    short, long = (
+        [story["num_words"] for story in tell("Once", length=length, max_words=250, num_stories=8, seed=0)]
+        for length in ("short", "long")
+    )
+    if tell.model.config.control_prefix:
+        assert sum(short) / 8 + 50 < sum(long) / 8
+
+
+def test_the_best_of_some_candidates_is_told(tell: Pipeline):
+    wishes = {"end": "park", "max_words": 50}
+    best = tell("The fox", num_candidates=4, seed=5, **wishes)
+    assert ends_with(best["story"], "park")
+    # It is one of the stories its seed tells alone, and drawing more never makes it less likely.
+    assert tell("The fox", seed=best["seed"], **wishes) == best
+    assert tell("The fox", num_candidates=4, seed=5, **wishes) == best
+    two = tell("The fox", num_candidates=2, num_stories=2, seed=5, **wishes)
+    assert len(two) == 2 and two[0]["seed"] % 1_000_003 == 5 and two[1]["seed"] % 1_000_003 == 6
+
+
+def test_a_story_is_continued_to_a_new_ending(tell: Pipeline):
+    first = tell("The fox", end="park", max_words=40, seed=5)
+    second = tell(continue_from=first["story"], end="moon", max_words=80, seed=6)
+    assert second["story"].startswith(first["story"]) and len(second["story"]) > len(first["story"]) + 10
+    assert ends_with(second["story"], "moon") and second["num_words"] <= 80
+    pieces = list(tell.stream(continue_from=first["story"], end="moon", max_words=80, seed=6))
+    assert "".join(pieces) == second["story"]
+
+
+def test_both_precisions_keep_the_contract(tell: Pipeline):
+    for precision in ("full", "int8"):
+        batch = tell(["She", "The old dragon"], end="home", max_words=30, seed=3, precision=precision)
+        alone = tell("The old dragon", end="home", max_words=30, seed=4, precision=precision)
+        assert batch[1] == alone and ends_with(alone["story"], "home")
+
+
+def test_the_guard_against_loops_breaks_them(tell: Pipeline):
+    def longest_run(text: str) -> int:
+        """Words of the longest passage that stands twice."""
+        words = bare_words(text)
+        return max(
+            n for n in range(len(words)) for runs in [[tuple(words[i : i + n]) for i in range(len(words) - n + 1)]]
+            if len(set(runs)) < len(runs) or n == 0
+        )  # fmt: skip
+
+    looping = "The cat ran to the big red ball. " * 4
+    guarded, free = (
+        tell(looping, max_words=120, temperature=0.3, seed=0, dry_multiplier=value)["story"][len(looping) :]
+        for value in (0.8, 0.0)
+    )
+    assert longest_run(guarded) <= longest_run(free)
+    assert "The cat ran to the big red ball." not in guarded
 
 
 def test_a_search_whose_continuations_are_cut_short(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
@@ -100,6 +199,16 @@ def test_stop_at_first_stops_where_the_word_is_first_written(tell: Pipeline):
         ({"start": "She", "num_stories": 0}, "num_stories"),
         ({"start": "She", "seed": "x"}, "seed"),
         ({"start": "She", "colour": "red"}, "unknown argument 'colour'"),
+        ({"start": "She", "include": "dragon"}, "include must be a list"),
+        ({"start": "She", "include": ["a", "b", "c", "d"]}, "include takes up to 3 words"),
+        ({"start": "She", "include": ["..."]}, "include takes up to 3 words"),
+        ({"start": "She", "include": ["cat", "dog"], "end": "home", "max_words": 3}, "alone need 4"),
+        ({"start": "She", "length": "huge"}, "length must be one of"),
+        ({"start": "She", "num_candidates": 0}, "num_candidates"),
+        ({"start": "She", "precision": "int3"}, "precision must be"),
+        ({"start": "She", "dry_multiplier": -1}, "dry_multiplier"),
+        ({"start": "She", "continue_from": "He ran."}, "either start or continue_from"),
+        ({}, "either start or continue_from"),
         ({"start": "word " * 2000, "max_words": 5000}, "room for"),
         ({"start": []}, "empty list"),
     ],
@@ -117,6 +226,19 @@ def test_stream_complains_before_its_first_piece(tell: Pipeline):
 def test_typed_special_tokens_stay_text(tell: Pipeline):
     result = tell("<sos> </sos> <pad>", end="home", max_words=30, seed=0)
     assert result["story"].startswith("<sos> </sos> <pad>")
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "there"),
+    [
+        ("Two dragons flew.", "dragon", True), ("The dragon's cave.", "Dragon", True), ("He danced.", "dance", True),
+        ("She was dancing!", "dance", True), ("They cried.", "cry", True), ("The dragonfly.", "dragon", False),
+        ("An ice cream, please.", "ice cream", True), ("Ice, then cream.", "ice cream", False),
+        ("He cares.", "car", False), ("She catches it.", "catch", True),
+    ],
+)  # fmt: skip
+def test_what_counts_as_included(text: str, word: str, there: bool):
+    assert includes(text, word) == there
 
 
 @pytest.mark.parametrize(

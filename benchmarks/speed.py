@@ -1,0 +1,97 @@
+"""How fast stories come, side by side with a peer on the same machine in the same run: `make bench`.
+
+The peer is transformers' `LlamaForCausalLM.generate`, of the same shape, in fp32, greedy. Rounds are interleaved, so
+that whatever else the machine does falls on all alike; the ratios of medians are what counts.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Pipeline, PreTrainedConfig, pipeline
+
+ROOT = Path(__file__).resolve().parent.parent
+STARTS = ("Once upon a time", "The dragon", "One day, Ben", "Lily and her cat")
+ENDS = ("happy", "friends", "home", "park")
+TOKENS = 150  # the peer writes so many
+
+
+def llama_like(config: PreTrainedConfig) -> LlamaForCausalLM:
+    """A Llama of the same width, depth and vocabulary; its weights are random, which costs the same time."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size, hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads, head_dim=config.head_dim,
+            max_position_embeddings=config.max_position_embeddings, tie_word_embeddings=True, pad_token_id=0,
+        )
+    ).eval()  # fmt: skip
+
+
+def contestants(tell: Pipeline) -> dict[str, Callable[[int], int]]:
+    """By name, a function from the round's number to the tokens it wrote."""
+    llama = llama_like(tell.model.config)
+
+    def generate(number: int, rows: int = 1) -> int:
+        ids = torch.full((rows, 4), 20 + number)
+        settings = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
+        return rows * (llama.generate(ids, attention_mask=torch.ones_like(ids), **settings).shape[1] - 4)
+
+    def stories(number: int, **wishes: object) -> int:
+        results = tell(STARTS[number % len(STARTS)], max_words=150, seed=number * 100, **wishes)
+        return sum(result["num_tokens"] for result in (results if isinstance(results, list) else [results]))
+
+    return {
+        "Llama generate": generate,
+        "Llama generate, 16 at once": lambda number: generate(number, 16),
+        "story, full precision": lambda number: stories(number, precision="full"),
+        "story": stories,
+        "story with an ending": lambda number: stories(number, end=ENDS[number % len(ENDS)]),
+        "16 stories at once": lambda number: stories(number, num_stories=16),
+    }
+
+
+def first_token_ms(tell: Pipeline, rounds: int) -> float:
+    """Median time to the first word after the start, in milliseconds."""
+    times = []
+    for number in range(rounds):
+        began = time.perf_counter()
+        pieces = tell.stream(STARTS[number % len(STARTS)], end="happy", seed=number)
+        next(pieces)  # the start itself
+        next(pieces)
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "modeling"), help="folder or Hub name")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    tell = pipeline("story-generation", model=arguments.model, trust_remote_code=True, device="cpu")
+    runs = contestants(tell)
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(-1, arguments.rounds):  # round -1 warms up
+        for name, run in runs.items():
+            began = time.perf_counter()
+            tokens = run(max(number, 0))
+            if number >= 0:
+                rates[name].append(tokens / (time.perf_counter() - began))
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}")
+    print(f"{'':30}{'tokens/s':>10}{'spread':>16}")
+    for name, values in rates.items():
+        print(f"{name:30}{median[name]:10.0f}{min(values):9.0f} -{max(values):5.0f}")
+    print(f"first word after {first_token_ms(tell, arguments.rounds):.1f} ms")
+    for ours, peer in (
+        ("story", "Llama generate"), ("16 stories at once", "Llama generate, 16 at once"),
+        ("story with an ending", "story"), ("16 stories at once", "story"),
+    ):  # fmt: skip
+        print(f"{ours} / {peer}: {median[ours] / median[peer]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
