@@ -39,8 +39,8 @@ lint: $(READY) ## ruff and mypy
 chromium: $(READY) ## find a Chromium for the browser tests, or install one
 	@$(BIN)/python tests/browser/chromium.py
 
-train: $(READY) ## train the classic recipe on TinyStories from the Hub
-	$(BIN)/accelerate launch training/train.py --config training/configs/classic.yaml
+train: $(READY) ## train the modern recipe on TinyStories from the Hub
+	$(BIN)/accelerate launch training/train.py --config training/configs/modern.yaml
 
 clean: ## remove the environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ tokenizer on; a checkpoint trained without prefixes and one trained with them sh
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 PAD, BOS, EOS = "<pad>", "<sos>", "</sos>"
 ENDING, INCLUDE = "<ending>", "<include>"
@@ -28,11 +29,12 @@ def length_bucket(num_words: int) -> int:
 
 
 def fitting_bucket(max_words: int) -> int | None:
-    """The longest bucket whose stories all have at most max_words words (or the shortest bucket); None if nearly all
-    stories are that short anyway."""
+    """The longest bucket whose middle leaves 15 words to max_words (or the shortest bucket): nearly all its stories
+    come to their own end in time. None if nearly all stories are that short anyway."""
     if max_words >= 200:
         return None
-    return max(1, sum(limit <= max_words for limit in LENGTH_LIMITS))
+    middles = ((low + high) / 2 for low, high in pairwise(LENGTH_LIMITS))
+    return 1 + sum(middle + 15 <= max_words for middle in middles)
 
 
 def control_prefix(

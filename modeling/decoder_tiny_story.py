@@ -163,10 +163,10 @@ class Int8Weights:
 
         positions = torch.arange(config.max_position_embeddings)[None]
         if config.position_type == "rope":
-            cos, sin = decoder.positional_encoding(self.embedding, positions)
-            self.cos = cos[0, 0, :, None].float()  # (positions, 1, head_dim)
+            cos, sin = decoder.rotary_emb(self.embedding, positions)
+            self.cos = cos[0, :, None].float()  # (positions, 1, head_dim)
             half = config.head_dim // 2  # the sign of the rotation goes into the table
-            self.sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[0, 0, :, None].float()
+            self.sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[0, :, None].float()
         else:
             empty = torch.zeros(1, config.max_position_embeddings, config.hidden_size)
             self.sinusoids = decoder.positional_encoding(empty, positions)[0]  # (positions, hidden)

@@ -36,7 +36,8 @@ from .sampling_tiny_story import repetition_penalties, sample
 CANDIDATES = 8  # continuations sampled by a search
 CANDIDATE_TOKENS = 20  # their longest length
 FINALISTS = 12  # places scored in full
-CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
+CLOSING_WORDS = 10  # words kept back for the closing sentence, and for one with each word to include
+CAPITAL_COST = 3.0  # nats by which a spelling with a capital the reader did not type must be likelier
 
 
 @dataclass
@@ -301,8 +302,9 @@ def _bring_in(target: _Target, story: Story, decoder: Decoder, logits: np.ndarra
     branches = fork.fork([index for _, index, _, _ in places], [steps - length for _, _, length, _ in places])
     scores = log_softmax(branches.extend([ways[0] + [0] * (width - len(ways[0])) for ways in closings]).numpy())
     best: tuple[float, list[int]] = (-np.inf, [])
-    for row, ((first, index, length, _), ways) in enumerate(zip(places, closings, strict=True)):
+    for row, ((first, index, length, spelling), ways) in enumerate(zip(places, closings, strict=True)):
         score = first + sum(float(scores[row, at - 1, token]) for at, token in enumerate(ways[0]) if at)
+        score -= CAPITAL_COST * spelling
         if target.final:
             score += float(scores[row, len(ways[0]) - 1, vocabulary.eos])
         for way in ways:

@@ -70,15 +70,16 @@ class RotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin, each (batch, 1, time, head_dim), in the dtype of hidden_states."""
+        """cos and sin, each (batch, time, head_dim), in the dtype of hidden_states."""
         angles = position_ids[..., None].float() * self.inv_freq.to(device=position_ids.device, dtype=torch.float32)
-        angles = torch.cat((angles, angles), dim=-1)[:, None]  # (batch, 1, time, head_dim)
+        angles = torch.cat((angles, angles), dim=-1)  # (batch, time, head_dim)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate each pair (i, i + head_dim / 2) of heads (batch, heads, time, head_dim) by its position's angle."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (batch, 1, time, head_dim)
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -250,8 +251,10 @@ class TinyStoryModel(TinyStoryPreTrainedModel):
     def __init__(self, config: TinyStoryConfig):
         super().__init__(config)
         self.decoder_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        rotary = config.position_type == "rope"
-        self.positional_encoding = RotaryEmbedding(config) if rotary else PositionalEncoding()
+        if config.position_type == "rope":
+            self.rotary_emb = RotaryEmbedding(config)
+        else:
+            self.positional_encoding = PositionalEncoding()
         self.decoder_layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         if config.norm_position == "pre":
             self.norm = NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
@@ -308,7 +311,7 @@ class TinyStoryModel(TinyStoryPreTrainedModel):
 
         hidden_states, position_embeddings = inputs_embeds, None  # (batch, time, hidden)
         if self.config.position_type == "rope":
-            position_embeddings = self.positional_encoding(hidden_states, position_ids)
+            position_embeddings = self.rotary_emb(hidden_states, position_ids)
         else:
             hidden_states = self.positional_encoding(hidden_states, position_ids)
         hidden_states = self.dropout(hidden_states)

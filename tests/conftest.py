@@ -49,6 +49,11 @@ def trained_model() -> TinyStoryForCausalLM:
 
 
 @pytest.fixture(scope="session")
+def classic_model() -> TinyStoryForCausalLM:
+    return TinyStoryForCausalLM.from_pretrained(HUB_FOLDER, subfolder="classic").eval()
+
+
+@pytest.fixture(scope="session")
 def tell() -> Pipeline:
     return pipeline("story-generation", model=str(HUB_FOLDER), trust_remote_code=True)
 

@@ -15,12 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 HUB_FOLDER = Path(__file__).resolve().parent.parent / "modeling"
 STATE_FILE, CHECKSUM_FILE = "training_state.pt", "checksums.json"
+
+
+def load_pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model in fp32 and its tokenizer, from a folder or the Hub. A folder without code and tokenizer, as
+    `modeling/classic`, is read as a subfolder of the one above it."""
+    path, options = Path(name), {}
+    if path.is_dir() and not (path / "tokenizer.json").exists() and (path.parent / "tokenizer.json").exists():
+        name, options = str(path.parent), {"subfolder": path.name}
+    model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, dtype=torch.float32, **options)
+    return model.eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 
 
 def save_pretrained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, Features, Value, concatenate_datasets, load_dataset
 from transformers import PreTrainedTokenizerFast
 
-from training.wishes import draw_wishes
+from training.wishes import draw_excerpt, draw_wishes
 
 DEFAULT_DATASET = "roneneldan/TinyStories"
 STORY_SEPARATOR = "<|endoftext|>"  # between the stories of the data set's own .txt files
@@ -126,7 +126,8 @@ def tokenise(
     `prefix_length`.
 
     Args:
-        wishes_share: share of the stories that carry a control prefix before `<sos>` (training/wishes.py).
+        wishes_share: share of the stories that carry a control prefix before `<sos>`; above 0, each story also gives
+            an excerpt with one (training/wishes.py).
         seed: with it, each story's wishes are drawn from its place in the data set alone.
     """
     # The tokenizer travels as its JSON text: that is stable, so the cache recognises it.
@@ -149,15 +150,19 @@ def _tokenise_batch(
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
-    prefixes, texts = [], []
+    prefixes, texts, kinds = [], [], []
     for index, text, kind in zip(indices, batch["text"], batch["kind"], strict=True):
         rng = random.Random(f"{seed} {index}")
-        prefix, text = draw_wishes(text, kind, encode, rng) if rng.random() < wishes_share else ([], text)
-        prefixes.append(prefix)
-        texts.append(text)
+        drawn = [(kind, *draw_wishes(text, kind, encode, rng)) if rng.random() < wishes_share else (kind, [], text)]
+        if wishes_share and (excerpt := draw_excerpt(text, encode, rng)):
+            drawn.append(("story", *excerpt))
+        for kind, prefix, text in drawn:
+            kinds.append(kind)
+            prefixes.append(prefix)
+            texts.append(text)
     rows = []
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    for prefix, encoding, kind in zip(prefixes, encodings, batch["kind"], strict=True):
+    for prefix, encoding, kind in zip(prefixes, encodings, kinds, strict=True):
         start = [*prefix, bos] if prefix or kind in ("story", "head") else []
         end = [eos] if kind in ("story", "tail") else []
         rows.append(start + encoding.ids + end)

@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Pipeline, PreTrainedModel, pipeline
+from transformers import Pipeline
 
+from modeling.pipeline_tiny_story import StoryGenerationPipeline
+from training.checkpoint import load_pretrained
 from training.data import load_stories
 from training.endings import (
     BANDS,
@@ -33,19 +34,11 @@ REJECTION_TRIES = 32  # free stories for each pair, at most
 REJECTION_PAIRS = 20  # pairs of each band that rejection is tried on
 
 
-def load_model(name: str) -> PreTrainedModel:
-    """A model from a folder or the Hub; `modeling/classic` is a subfolder whose code stands above it."""
-    path, options = Path(name), {}
-    if not (path / "configuration_tiny_story.py").exists() and (path.parent / "configuration_tiny_story.py").exists():
-        name, options = str(path.parent), {"subfolder": path.name}
-    return AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, dtype=torch.float32, **options).eval()
-
-
 def bits(model_name: str, dataset: str) -> None:
     """Bits per byte on all stories of a data set."""
-    tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=True)
-    texts = list(load_stories([dataset], "validation")["text"])
-    score = score_stories(load_model(model_name), tokenizer, texts, progress=True)
+    score = score_stories(
+        *load_pretrained(model_name), list(load_stories([dataset], "validation")["text"]), progress=True
+    )
     print(
         f"{score.bits_per_byte:.4f} bits per byte, {score.nats_per_token:.4f} nats per token, "
         f"{score.num_stories} stories, {score.num_bytes} bytes, {score.num_tokens} tokens"
@@ -152,13 +145,14 @@ def main() -> None:
     if arguments.what == "bits":
         bits(arguments.model, arguments.dataset)
         return
-    tell = pipeline("story-generation", model=arguments.model, trust_remote_code=True)
+    model, tokenizer = load_pretrained(arguments.model)
+    tell = StoryGenerationPipeline(model=model, tokenizer=tokenizer)
     if arguments.what == "stories":
         stories(tell, arguments.count or 10)
     else:
         validation = list(load_stories([arguments.dataset], "validation")["text"])
         training = list(load_stories(arguments.training_dataset, "train")["text"])
-        endings(tell, Judge(load_model(arguments.judge), tell.tokenizer), validation, training, arguments)
+        endings(tell, Judge(*load_pretrained(arguments.judge)), validation, training, arguments)
 
 
 if __name__ == "__main__":

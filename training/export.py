@@ -9,16 +9,16 @@ import re
 import sys
 from pathlib import Path
 
-import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from training.checkpoint import load_pretrained
 
 # What of the configuration must hold for a model to have the shape of Qwen3.
 QWEN3_SHAPE = {
@@ -112,8 +112,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.directory.exists() and any(arguments.directory.iterdir()):
         parser.error(f"{arguments.directory} is not empty")
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, trust_remote_code=True, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=True)
+    model, tokenizer = load_pretrained(arguments.model)
     try:
         FORMS[arguments.to](model, tokenizer, arguments.directory)
     except (ImportError, ValueError) as problem:

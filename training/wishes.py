@@ -4,6 +4,10 @@ A share of the stories in every pass carries a control prefix (modeling/control_
 itself: its last words, its length, words that occur in it, each there or not at random, so one model serves every
 combination and free writing too. Some of these stories also begin at a later sentence, and some end at an earlier one:
 the data knows only about a hundred first words and a thousand last ones, readers know more.
+
+To learn what `<ending>` means, one last word in two hundred is little to go by. So every story also gives an excerpt of
+one to three sentences with its own ending: few tokens, many endings, and nearly every word is last in some. Excerpts
+always carry their length, so that they do not teach whole stories to be short.
 """
 
 import random
@@ -41,7 +45,7 @@ def draw_wishes(text: str, kind: str, encode: Callable[[str], list[int]], rng: r
     Returns:
         An empty prefix and the text as it was if the text cannot carry wishes (no end, or too few sentences).
     """
-    starts = [match.end() for match in SENTENCE_START.finditer(text) if text.count('"', 0, match.end()) % 2 == 0]
+    starts = _sentence_starts(text)
     if kind not in ("story", "tail") or len(starts) < 3:
         return [], text
     first, end = 0, len(text)
@@ -54,14 +58,35 @@ def draw_wishes(text: str, kind: str, encode: Callable[[str], list[int]], rng: r
     text = text[first:end].rstrip()
     ending, bucket, include = None, None, []
     if rng.random() < ENDING_SHARE:
-        (count,) = rng.choices(ENDING_WORDS, ENDING_WORDS_WEIGHTS)
-        ending = SENTENCE_END.split(" ".join(text.split()[-count:]))[-1].strip(PUNCTUATION + " ")
+        ending = _ending(text, rng)
     if rng.random() < LENGTH_SHARE:
         bucket = length_bucket(count_words(text))
     if rng.random() < INCLUDE_SHARE:
         words = content_words(text)
         include = rng.sample(words, min(len(words), rng.randint(1, MAX_INCLUDE)))
     return control_prefix(encode, ending, bucket, include), text
+
+
+def draw_excerpt(text: str, encode: Callable[[str], list[int]], rng: random.Random) -> tuple[list[int], str] | None:
+    """One to three whole sentences of a text, and the control prefix of their ending and length; None if the text has
+    not two whole sentences."""
+    starts = _sentence_starts(text)
+    if len(starts) < 2:
+        return None
+    first = rng.randrange(len(starts) - 1)
+    excerpt = text[starts[first] : starts[min(first + rng.randint(1, 3), len(starts) - 1)]].rstrip()
+    return control_prefix(encode, _ending(excerpt, rng), length_bucket(count_words(excerpt))), excerpt
+
+
+def _sentence_starts(text: str) -> list[int]:
+    """Where sentences begin that no open quote stands before; the first one, which may be cut, is left out."""
+    return [match.end() for match in SENTENCE_START.finditer(text) if text.count('"', 0, match.end()) % 2 == 0]
+
+
+def _ending(text: str, rng: random.Random) -> str:
+    """The last one to five words, no more than the last sentence has."""
+    (count,) = rng.choices(ENDING_WORDS, ENDING_WORDS_WEIGHTS)
+    return SENTENCE_END.split(" ".join(text.split()[-count:]))[-1].strip(PUNCTUATION + " ")
 
 
 def content_words(text: str) -> list[str]:

@@ -81,11 +81,11 @@ def test_logits_equal_the_reference(std: float | None):
         torch.testing.assert_close(model(ids[None]).logits[0], reference_logits(model.state_dict(), ids, 8), **CLOSE)
 
 
-def test_trained_logits_equal_the_reference(trained_model: TinyStoryForCausalLM, tokenizer, stories):
+def test_trained_logits_equal_the_reference(classic_model: TinyStoryForCausalLM, tokenizer, stories):
     ids = torch.tensor(tokenizer(stories[0])["input_ids"])
     with torch.no_grad():
-        expected = reference_logits(trained_model.state_dict(), ids, trained_model.config.num_attention_heads)
-        torch.testing.assert_close(trained_model(ids[None]).logits[0], expected, atol=1e-4, rtol=1e-5)
+        expected = reference_logits(classic_model.state_dict(), ids, classic_model.config.num_attention_heads)
+        torch.testing.assert_close(classic_model(ids[None]).logits[0], expected, atol=1e-4, rtol=1e-5)
 
 
 def check_cache(model: TinyStoryForCausalLM, ids: torch.Tensor, tolerance: float) -> None:
@@ -233,5 +233,11 @@ def test_one_of_ids_and_embeddings():
 
 
 def test_hub_folder_is_complete():
-    for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"):
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        assert (HUB_FOLDER / name).is_file() and (HUB_FOLDER / "classic" / name).is_file()
+    for name in ("tokenizer.json", "tokenizer_config.json", "pipeline_tiny_story.py"):
         assert (HUB_FOLDER / name).is_file()
+
+
+def test_the_modern_model_is_no_larger_than_the_classic(trained_model, classic_model):
+    assert trained_model.num_parameters() <= classic_model.num_parameters() == 14_592_904

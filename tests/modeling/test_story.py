@@ -31,7 +31,7 @@ ODD_TEXT = st.one_of(
     st.text(max_size=30),
     st.text(alphabet='ab .!?"\'\n\t,-“”’', max_size=30),
     st.lists(
-        st.sampled_from(["dragon", "Ben's", "🐸🐸", "שלום", "naïve", "\x00", '"hi"', "end.", "U.S.", "<sos>", "e\u0301"]),
+        st.sampled_from(["dragon", "Ben's", "🐸🐸", "שלום", "naïve", "\x00", '"hi"', "end.", "<sos>", "e\u0301"]),
         max_size=5,
     ).map(" ".join),
 )  # fmt: skip

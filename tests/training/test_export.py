@@ -51,6 +51,21 @@ def test_twin_loads_without_remote_code_and_is_equal(modern, tokenizer, twin_fol
     assert twin.generate(**ids, **GREEDY).tolist() == modern.generate(**ids, **GREEDY).tolist()
 
 
+def test_the_trained_models_twin_by_the_command(trained_model, tokenizer, stories, tmp_path: Path):
+    command = [sys.executable, "-m", "training.export", "--to", "qwen3", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    twin = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    told = [f"{story} {other}"[:600] for story in stories for other in stories][:100]
+    assert len(told) == 100
+    for story in told:
+        ids = tokenizer(story, return_tensors="pt")
+        with torch.no_grad():
+            torch.testing.assert_close(twin(**ids).logits, trained_model(**ids).logits, atol=1e-5, rtol=0)
+    for start in ("Once upon a time", "The dragon"):
+        ids = tokenizer(start, return_tensors="pt")
+        assert twin.generate(**ids, **GREEDY).tolist() == trained_model.generate(**ids, **GREEDY).tolist()
+
+
 def test_twin_in_bf16_and_with_untied_output(tmp_path: Path):
     model = TinyStoryForCausalLM(TinyStoryConfig(**TINY | MODERN | {"tie_word_embeddings": False})).eval()
     large_init(model)
@@ -69,7 +84,10 @@ def test_classic_has_no_twin():
 
 def test_command_says_what_is_wrong(tmp_path: Path):
     command = [sys.executable, "-m", "training.export", "--to", "qwen3"]
-    done = subprocess.run([*command, str(tmp_path / "x")], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    classic = ["--model", "modeling/classic"]
+    done = subprocess.run(
+        [*command, *classic, str(tmp_path / "x")], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode != 0 and "not exported: only the modern recipe" in done.stderr
     (tmp_path / "file").write_text("mine")
     done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -108,9 +126,9 @@ def ask(url: str, body: dict, server: subprocess.Popen) -> dict:
             time.sleep(0.5)
 
 
-@pytest.mark.parametrize("recipe", ["modern", "trained"])
+@pytest.mark.parametrize("recipe", ["modern", "trained_model", "classic_model"])
 def test_onnx_runtime_tells_the_same(recipe: str, request, tokenizer, tmp_path: Path):
-    model = request.getfixturevalue("modern" if recipe == "modern" else "trained_model")
+    model = request.getfixturevalue(recipe)
     export_onnx(model, tokenizer, tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "decode.onnx", providers=["CPUExecutionProvider"])
     cache_inputs = [i for i in session.get_inputs() if "past_key_values" in i.name]

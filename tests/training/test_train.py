@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import HUB_FOLDER, ROOT, STORIES_FILE
 from training.checkpoint import latest_checkpoint, list_checkpoints, load_state
+from training.config import TrainingConfig, parse_config
 from training.optimizer import build_optimizers, learning_rate_factor
-from training.train import TrainingConfig, parse_config
 
 TINY_MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 SETTINGS = {
@@ -129,12 +129,43 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(straight: Path, caplog
         ({"dataset": "nowhere.parquet"}, "nowhere.parquet: no such file"),
         ({"row_length": 4096}, "above max_position_embeddings"),
         ({"mixed_precision": "int3"}, "mixed_precision must be"),
+        ({"wishes_share": 2}, "wishes_share must be between 0 and 1, got 2"),
+        ({"report_to": "nowhere"}, "report_to must be one of none"),
     ],
 )
 def test_nonsense_is_refused(tmp_path: Path, validation: Path, changes: dict, message: str):
     done = train(tmp_path / "run", validation_dataset=validation, **changes)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+def test_a_dry_run_says_what_it_takes_and_leaves_nothing(tmp_path: Path, validation: Path):
+    done = train(tmp_path / "run", validation_dataset=validation, dry_run=True, wishes_share=0.5)
+    assert done.returncode == 0, done.stderr
+    for words in ("parameters; 12 updates of 4 rows", "million tokens to score", "hours", "GiB of memory"):
+        assert words in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_with_wishes_learns_and_makes_a_model_that_plans(tmp_path: Path, validation: Path):
+    done = train(tmp_path, validation_dataset=validation, wishes_share=0.5)
+    assert done.returncode == 0, done.stderr
+    values = losses(tmp_path)
+    assert values[-1] < values[0] - 0.5
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["control_prefix"] is True
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, validation: Path):
+    done = train(tmp_path, validation_dataset=validation, adam_lr=1e30, embedding_lr=1e30, warmup_steps=1)
+    assert done.returncode != 0 and "lower muon_lr" in done.stderr and "at update" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "training/configs/accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_launch_configurations_are_read_by_accelerate(path: Path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 1 and config.mixed_precision == "no"
 
 
 def test_another_configuration_does_not_resume(straight: Path, validation: Path):

@@ -6,7 +6,7 @@ import pytest
 
 from modeling.control_tiny_story import ENDING, INCLUDE, LENGTH_LIMITS, LENGTHS, fitting_bucket, length_bucket
 from modeling.request_tiny_story import closes_sentence, count_words, ends_with
-from training.wishes import content_words, draw_wishes
+from training.wishes import content_words, draw_excerpt, draw_wishes
 
 
 def read_prefix(tokenizer, prefix: list[int]) -> dict[str, list[str]]:
@@ -40,6 +40,20 @@ def test_the_story_keeps_to_the_wishes_drawn_from_it(tokenizer, stories: list[st
         assert LENGTHS.index(bucket) + 1 == length_bucket(count_words(text))
 
 
+def test_excerpts_are_whole_sentences_with_their_own_ending(tokenizer, stories: list[str]):
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    rng = random.Random(1)
+    for story in stories * 10:
+        prefix, text = draw_excerpt(story, encode, rng)
+        assert text in story and closes_sentence(text) and not text.startswith((" ", "\n"))
+        parts = read_prefix(tokenizer, prefix)
+        assert ends_with(text, parts[ENDING][0])
+        assert LENGTHS[length_bucket(count_words(text)) - 1] in parts
+    assert draw_excerpt("One sentence only.", encode, rng) is None
+
+
 def test_every_kind_of_wish_is_drawn(tokenizer, stories: list[str]):
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -62,7 +76,7 @@ def test_text_without_an_end_has_no_wishes(stories: list[str]):
 def test_length_buckets_meet_at_their_limits():
     for bucket, limit in enumerate(LENGTH_LIMITS, start=1):
         assert length_bucket(limit) == bucket and length_bucket(limit + 1) == bucket + 1
-    for max_words in range(1, 200):
-        bucket = fitting_bucket(max_words)
-        assert bucket == 1 or LENGTH_LIMITS[bucket - 1] <= max_words < LENGTH_LIMITS[bucket]
+    buckets = [fitting_bucket(max_words) for max_words in range(1, 200)]
+    assert buckets == sorted(buckets) and set(buckets) == {1, 2, 3, 4, 5, 6}
+    assert [fitting_bucket(max_words) for max_words in (20, 80, 120, 150, 199)] == [1, 2, 3, 4, 6]
     assert fitting_bucket(200) is None

@@ -1,0 +1,121 @@
+"""What a training run depends on: the fields, where they come from, and what a resumed run may change."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate.tracking import get_available_trackers
+from transformers import HfArgumentParser
+
+from training.data import DEFAULT_DATASET
+
+
+@dataclass
+class TrainingConfig:
+    """Everything a run depends on; a YAML file gives some fields, the command line overrides them."""
+
+    output_dir: str = field(metadata={"help": "folder of the run"})
+    dataset: list[str] = field(
+        default_factory=lambda: [DEFAULT_DATASET], metadata={"help": "Hub names or .parquet, .jsonl, .txt files"}
+    )
+    validation_dataset: str = field(
+        default=DEFAULT_DATASET, metadata={"help": "Hub name (its validation split) or file"}
+    )
+    tokenizer: str = field(default="modeling", metadata={"help": "folder or Hub name of the tokenizer"})
+    init_from: str | None = field(default=None, metadata={"help": "folder or Hub name of weights to start from"})
+    model: dict = field(default_factory=dict, metadata={"help": "fields of TinyStoryConfig, as JSON"})
+    dropout: float = field(default=0.1, metadata={"help": "dropout during this run"})
+    zero_init: bool = field(default=True, metadata={"help": "blocks start as the identity: W_o and fc2 start at zero"})
+    wishes_share: float = field(default=0.0, metadata={"help": "share of the stories shown with a control prefix"})
+    row_length: int = field(default=512, metadata={"help": "tokens of a packed row"})
+    batch_rows: int = field(default=16, metadata={"help": "rows per update, over all processes"})
+    micro_batch_rows: int = field(default=16, metadata={"help": "rows per forward pass and process, at most"})
+    num_steps: int = field(default=1000, metadata={"help": "updates"})
+    warmup_steps: int = field(default=40, metadata={"help": "updates until the peak learning rate"})
+    decay_fraction: float = field(default=0.6, metadata={"help": "last share of the run with falling learning rate"})
+    muon_lr: float = field(default=0.02, metadata={"help": "peak learning rate of the hidden matrices; 0: AdamW only"})
+    adam_lr: float = field(default=3e-3, metadata={"help": "peak learning rate of everything else"})
+    embedding_lr: float = field(default=0.1, metadata={"help": "peak learning rate of the token embedding"})
+    weight_decay: float = field(default=0.05, metadata={"help": "weight decay of the hidden matrices"})
+    attention: str = field(default="sdpa", metadata={"help": "sdpa, eager or flex_attention; all learn the same"})
+    mixed_precision: str = field(default="auto", metadata={"help": "auto, no, bf16 or fp16"})
+    compile: bool = field(default=False, metadata={"help": "torch.compile the training step (needs a C++ compiler)"})
+    evaluate_every: int = field(default=200, metadata={"help": "updates between evaluations"})
+    evaluation_stories: int = field(default=500, metadata={"help": "validation stories scored on the way"})
+    save_every: int = field(default=100, metadata={"help": "updates between checkpoints"})
+    keep_checkpoints: int = field(default=2, metadata={"help": "checkpoints kept"})
+    report_to: str = field(default="none", metadata={"help": "none, or a tracker: tensorboard, wandb, trackio, ..."})
+    dry_run: bool = field(default=False, metadata={"help": "say what the run will take, and stop"})
+    seed: int = field(default=0, metadata={"help": "seed of the weights, the order of the data and dropout"})
+
+    def __post_init__(self) -> None:
+        for name in ("row_length", "batch_rows", "micro_batch_rows", "num_steps", "evaluate_every",
+                     "evaluation_stories", "save_every", "keep_checkpoints"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.wishes_share <= 1:
+            raise ValueError(f"wishes_share must be between 0 and 1, got {self.wishes_share}")
+        if not 0 < self.decay_fraction <= 1:
+            raise ValueError(f"decay_fraction must be above 0 and at most 1, got {self.decay_fraction}")
+        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
+            raise ValueError(f"mixed_precision must be auto, no, bf16 or fp16, got {self.mixed_precision!r}")
+        trackers = ["none", *map(str, get_available_trackers())]
+        if self.report_to not in trackers:
+            raise ValueError(
+                f"report_to must be one of {', '.join(trackers)} (others are not installed), got {self.report_to!r}"
+            )
+
+
+# Fields that may differ when a run is resumed: they do not change what is learnt.
+_FREE_FIELDS = {
+    "output_dir",
+    "micro_batch_rows",
+    "attention",
+    "compile",
+    "evaluate_every",
+    "evaluation_stories",
+    "save_every",
+}
+_FREE_FIELDS |= {"keep_checkpoints"}
+
+
+def parse_config(arguments: list[str]) -> TrainingConfig:
+    """Fields from the file after `--config`, overridden by `--field value`.
+
+    Raises:
+        ValueError, FileNotFoundError: no such file, not a mapping, an unknown field (the closest known one is named).
+    """
+    parser = HfArgumentParser(TrainingConfig, description="Train a Tiny Story model.")
+    parser.add_argument("--config", help="YAML file with fields of the run")
+    next(action for action in parser._actions if action.dest == "model").type = json.loads
+    chosen, _ = parser.parse_known_args([*arguments, "--output_dir", "-"])
+    from_file: dict[str, Any] = {}
+    if chosen.config:
+        from_file = yaml.safe_load(Path(chosen.config).read_text(encoding="utf-8"))
+        if not isinstance(from_file, dict):
+            raise ValueError(f"{chosen.config}: expected a mapping of field names to values")
+        names = [f.name for f in fields(TrainingConfig)]
+        for name in from_file:
+            if name not in names:
+                close = get_close_matches(str(name), names, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; known fields: {', '.join(names)}"
+                raise ValueError(f"{chosen.config}: unknown field {name!r}{hint}")
+        parser.set_defaults(**from_file)
+        for action in parser._actions:
+            action.required = action.required and action.dest not in from_file
+    values = vars(parser.parse_args(arguments))
+    values.pop("config")
+    return TrainingConfig(**values)
+
+
+def refuse_other_config(saved: dict[str, Any], config: TrainingConfig) -> None:
+    now = asdict(config)
+    different = [name for name in now if name not in _FREE_FIELDS and now[name] != saved.get(name)]
+    if different:
+        changes = ", ".join(f"{name}: {saved.get(name)!r} -> {now[name]!r}" for name in different)
+        raise ValueError(
+            f"{config.output_dir} holds a run with another configuration ({changes}); use a new output_dir"
+        )
