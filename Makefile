@@ -21,7 +21,8 @@ test-all: $(READY) chromium lint ## all tests, the long ones too
 
 test-oldest: ## the tests on the oldest supported transformers, in an environment of their own
 	mkdir -p build
-	sed 's/^transformers==.*/transformers==$(OLDEST)/' constraints.txt > build/constraints-oldest.txt
+	sed -e 's/^transformers==.*/transformers==$(OLDEST)/' -e 's/^huggingface_hub==.*/huggingface_hub<2/' constraints.txt \
+		> build/constraints-oldest.txt
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=build/constraints-oldest.txt
 
 conformance: $(READY) ## transformers' own model tests, fetched, against both recipes (minutes)

@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from .control_tiny_story import NAMED_LENGTHS, control_prefix, fitting_bucket
 from .decoder_tiny_story import Decoder, Precision, open_decoder
 from .request_tiny_story import (
+    BOUNDARY,
     PUNCTUATION,
     SENTENCE_END,
     StoryRequest,
@@ -36,7 +37,8 @@ from .sampling_tiny_story import repetition_penalties, sample
 CANDIDATES = 8  # continuations sampled by a search
 CANDIDATE_TOKENS = 20  # their longest length
 FINALISTS = 12  # places scored in full
-CLOSING_WORDS = 10  # words kept back for the closing sentence, and for one with each word to include
+CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
+FRAGMENT_COST = 3.0  # nats by which a last sentence of one word and the ending must be likelier
 CAPITAL_COST = 3.0  # nats by which a spelling with a capital the reader did not type must be likelier
 
 
@@ -290,10 +292,12 @@ def _bring_in(target: _Target, story: Story, decoder: Decoder, logits: np.ndarra
         places = [(first_scores[0][0][0], 0, 0, 0)]
 
     closings = []  # for each place, the ways to close there: words + a sentence end
+    fragments = []  # whether the sentence closed there would be one word and the ending
     for _, index, length, spelling in places:
         stops = [""]
+        text = vocabulary.decode(story.ids + continuations[index][:length])
+        fragments.append(target.final and count_words(BOUNDARY.split(text)[-1]) < 2)
         if target.final:
-            text = vocabulary.decode(story.ids + continuations[index][:length])
             stops = [mark] if SENTENCE_END.search(mark) else [mark + ".", mark + "!"]
             stops = [stop + ('"' if open_quote(f"{text} {spellings[spelling]}{stop}") else "") for stop in stops]
         closings.append([spelling_ids[spelling] + vocabulary.encode(stop) for stop in stops])
@@ -304,7 +308,7 @@ def _bring_in(target: _Target, story: Story, decoder: Decoder, logits: np.ndarra
     best: tuple[float, list[int]] = (-np.inf, [])
     for row, ((first, index, length, spelling), ways) in enumerate(zip(places, closings, strict=True)):
         score = first + sum(float(scores[row, at - 1, token]) for at, token in enumerate(ways[0]) if at)
-        score -= CAPITAL_COST * spelling
+        score -= CAPITAL_COST * spelling + FRAGMENT_COST * fragments[row]
         if target.final:
             score += float(scores[row, len(ways[0]) - 1, vocabulary.eos])
         for way in ways:

@@ -146,12 +146,9 @@ def repeated_four_grams(text: str) -> float:
 
 
 def by_band(pairs: Sequence[Pair], value: Callable[[int], float]) -> dict[str, float]:
-    """Mean of a value over the pairs of each band, by index."""
-    return {
-        band: sum(value(i) for i, pair in enumerate(pairs) if pair.band == band)
-        / max(1, sum(pair.band == band for pair in pairs))
-        for band in BANDS
-    }
+    """Mean of a value over the pairs of each band that has any, by index."""
+    places = {band: [i for i, pair in enumerate(pairs) if pair.band == band] for band in BANDS}
+    return {band: sum(map(value, indices)) / len(indices) for band, indices in places.items() if indices}
 
 
 def real_stories(texts: Sequence[str], training: Sequence[str]) -> dict[str, list[str]]:
