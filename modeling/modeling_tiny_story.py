@@ -21,7 +21,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -332,6 +332,18 @@ class TinyStoryModel(TinyStoryPreTrainedModel):
         )
 
 
+def keep_positions(hidden_states: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
+    """The positions of hidden_states (batch, time, hidden) that need logits: the last `kept`, 0 meaning all; those in a
+    tensor (kept,), or for each row (batch, kept); or those that are True in (batch, time), flattened."""
+    if isinstance(kept, int):
+        return hidden_states[:, slice(-kept, None)]
+    if kept.ndim == 1:
+        return hidden_states[:, kept]
+    if kept.dtype == torch.bool:
+        return hidden_states[kept]
+    return hidden_states.gather(1, kept[..., None].expand(-1, -1, hidden_states.shape[-1]))
+
+
 class TinyStoryForCausalLM(TinyStoryPreTrainedModel, GenerationMixin):
     """The decoder with its output layer: next-token logits, loss, and `generate`."""
 
@@ -366,7 +378,7 @@ class TinyStoryForCausalLM(TinyStoryPreTrainedModel, GenerationMixin):
         """
         Args:
             labels: (batch, time), the input tokens themselves, -100 where not scored; shifted here.
-            logits_to_keep: only the last so many positions, or the positions in a tensor, get logits; 0 is all.
+            logits_to_keep: which positions get logits, see `keep_positions`; 0 is all.
             kwargs: to the attention, and to the loss (`num_items_in_batch`). The rest is as in `TinyStoryModel`.
 
         Returns:
@@ -381,7 +393,7 @@ class TinyStoryForCausalLM(TinyStoryPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.fc(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.fc(keep_positions(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

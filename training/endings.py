@@ -54,7 +54,7 @@ def band_of(word: str, ranks: dict[str, int], seen: set[str]) -> str | None:
 
 
 def make_pairs(validation: Sequence[str], training: Sequence[str], per_band: int, seed: int) -> list[Pair]:
-    """So many pairs of each band, in the order of the bands."""
+    """So many pairs of each band that has any ending, in the order of the bands."""
     rng = random.Random(seed)
     ranks = last_word_ranks(training)
     seen = {word for text in training for word in bare_words(text)}
@@ -74,6 +74,8 @@ def make_pairs(validation: Sequence[str], training: Sequence[str], per_band: int
                 candidates[BANDS[5]].append(phrase)
     pairs = []
     for band, endings in candidates.items():
+        if not endings:
+            continue
         # Frequent words as often as they occur; rare ones each once, as far as they go.
         chosen = rng.sample(sorted(set(endings)) if band in BANDS[3:5] else endings, min(per_band, len(set(endings))))
         chosen += [rng.choice(endings) for _ in range(per_band - len(chosen))]

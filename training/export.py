@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import transformers
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -89,7 +90,7 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
     or one), `prefill.onnx` starts without a cache. Needs the extra "onnx".
 
     Raises:
-        ImportError: onnx or onnxscript is not installed.
+        ImportError: onnx or onnxscript is not installed, or transformers is too old (5.23 is known to do).
     """
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
@@ -97,6 +98,8 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
     exported = OnnxExporter().export_for_generation(
         model.float().eval(), dict(prompts), OnnxConfig(dynamic=True), multi_token_decode=True
     )
+    if not hasattr(exported, "save_pretrained"):
+        raise ImportError(f"ONNX export needs transformers 5.23 or newer, this is {transformers.__version__}")
     exported.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

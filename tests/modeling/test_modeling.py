@@ -207,6 +207,11 @@ def test_outputs_are_recorded_and_logits_sliced(tiny_model):
     torch.testing.assert_close(tiny_model(ids, logits_to_keep=3).logits, output.logits[:, -3:])
     at = torch.tensor([0, 4])
     torch.testing.assert_close(tiny_model(ids, logits_to_keep=at).logits, output.logits[:, at])
+    for_each = torch.tensor([[0, 4], [9, 1]])
+    expected = torch.stack([row[at] for row, at in zip(output.logits, for_each, strict=True)])
+    torch.testing.assert_close(tiny_model(ids, logits_to_keep=for_each).logits, expected)
+    mask = torch.arange(20).view(2, 10) % 3 == 0
+    torch.testing.assert_close(tiny_model(ids, logits_to_keep=mask).logits, output.logits[mask])
 
 
 @pytest.mark.parametrize(
