@@ -95,8 +95,8 @@ def endings(tell: Pipeline, judge: Judge, validation: list[str], training: list[
     (folder / "table.md").write_text(endings_table(results))
     draw_endings(results, folder / "endings.png")
     picks = [pairs[i] for i in range(0, len(pairs), max(1, len(pairs) // 30))]
-    lines = [f"- **{p.start} … {p.end}** ({p.band}): {stories['sampled'][pairs.index(p)]!r}" for p in picks[:30]]
-    (folder / "stories.md").write_text("\n".join(lines) + "\n")
+    pages = [f"**{p.start} … {p.end}** ({p.band})\n\n" + quote(stories["sampled"][pairs.index(p)]) for p in picks[:30]]
+    (folder / "stories.md").write_text("\n\n".join(pages) + "\n")
     print(endings_table(results))
 
 
@@ -120,6 +120,11 @@ def endings_table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nRepeated four-grams: {repeats}.\n"
 
 
+def quote(text: str) -> str:
+    """A story as a Markdown quotation, its paragraphs kept apart."""
+    return "\n".join(f"> {line}  " for line in text.split("\n"))
+
+
 def stories(tell: Pipeline, count: int) -> None:
     """One story for each seed from 0, none left out, as Markdown."""
     wishes = [("She", "happy"), ("The dragon", "home"), ("One day", "friends"), ("Once upon a time", None)]
@@ -128,7 +133,7 @@ def stories(tell: Pipeline, count: int) -> None:
         result = tell(start, end=end, max_words=120, seed=seed)
         asked = f"ends with “{end}”" if end else "ends where the model likes"
         print(f"**Seed {seed}** · starts with “{start}”, {asked} · {result['num_words']} words\n")
-        print("\n".join(f"> {line}  " for line in result["story"].split("\n")) + "\n")
+        print(quote(result["story"]) + "\n")
 
 
 def main() -> None:

@@ -80,4 +80,4 @@ def test_the_command_writes_table_figure_and_stories(tmp_path: Path):
             assert set(results[way][promise].values()) == {1.0}
     assert (tmp_path / "endings.png").stat().st_size > 10_000
     assert "last sentence, bits per byte: sampled" in (tmp_path / "table.md").read_text()
-    assert (tmp_path / "stories.md").read_text().startswith("- **")
+    assert (tmp_path / "stories.md").read_text().startswith("**")
