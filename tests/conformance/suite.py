@@ -68,7 +68,7 @@ class TinyStoryModelTester:
 class _Recipe(GenerationTesterMixin, ModelTesterMixin, PipelineTesterMixin, TrainingTesterMixin):
     recipe: dict = {}
     all_model_classes = (TinyStoryModel, TinyStoryForCausalLM)
-    test_can_init_all_missing_weights_before_2023 = True
+    test_can_init_all_missing_weights_before_2023 = True  # else skipped: it goes by the file's copyright year
     pipeline_model_mapping = {"feature-extraction": TinyStoryModel, "text-generation": TinyStoryForCausalLM}
 
     @property
