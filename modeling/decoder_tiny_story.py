@@ -10,6 +10,7 @@ stands beside it, so a row gets the same bits alone and in a batch; padding to w
 """
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -52,8 +53,9 @@ class FullDecoder:
         self.cache = DynamicCache(config=model.config)
         self.mask = torch.zeros(0, 0, dtype=torch.long, device=model.device)  # (rows, context)
 
-    def start(self, prompts: Sequence[list[int]]) -> torch.Tensor:
-        """Read the prompts, one a row; the next token's logits (rows, vocab), as of all verbs in fp32 on the CPU."""
+    def start(self, prompts: Sequence[list[int]], room: int = 0) -> torch.Tensor:
+        """Read the prompts, one a row, with room for so many tokens more, or as many as there will be; the next token's
+        logits (rows, vocab), as of all verbs in fp32 on the CPU."""
         width = max(map(len, prompts))
         ids = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
         self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
@@ -74,8 +76,9 @@ class FullDecoder:
         self.mask = self.mask[rows]
         self.cache.batch_select_indices(torch.tensor(rows, device=self.model.device))
 
-    def fork(self, rows: list[int], cut: list[int] | None = None) -> "FullDecoder":
-        """A decoder of its own whose rows are copies of these, each without its last `cut` tokens."""
+    def fork(self, rows: list[int], cut: list[int] | None = None, room: int = 0) -> "FullDecoder":
+        """A decoder of its own whose rows are copies of these, each without its last `cut` tokens; room as in
+        `start`."""
         fork = FullDecoder(self.model)
         fork.mask = self.mask[rows]
         for row, tokens in enumerate(cut or []):
@@ -116,6 +119,10 @@ class Int8Linear:
         return y if self.bias is None else y + self.bias
 
 
+def whole_blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK) * BLOCK
+
+
 Norm = tuple[torch.Tensor, torch.Tensor | None]  # gain and bias
 
 
@@ -154,7 +161,9 @@ class Int8Weights:
     """A model's weights packed for `Int8Decoder`, and the tables of its positions."""
 
     def __init__(self, model: PreTrainedModel):
-        self.config = config = model.config
+        config = model.config
+        # A plain copy: every read of a transformers config runs Python code, 5 % of a step in all.
+        self.config = SimpleNamespace(**config.to_dict())
         decoder: Any = model.model
         self.embedding = decoder.decoder_embedding.weight.detach().float().clone()
         self.layers = [Int8Layer(layer, config) for layer in decoder.decoder_layers]
@@ -179,20 +188,21 @@ class Int8Decoder:
         self.weights = weights
         self.config = weights.config
         self.lengths: list[int] = []
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
+        self.caches: list[torch.Tensor] = []  # keys and values of the first layer, of the second, ...
 
-    def start(self, prompts: Sequence[list[int]]) -> torch.Tensor:
+    def start(self, prompts: Sequence[list[int]], room: int = 0) -> torch.Tensor:
         parts, logits = [], []
         for prompt in prompts:  # one at a time: bit for bit what each gets alone
             part = Int8Decoder(self.weights)
-            part.lengths = [0]
-            shape = (1, self.config.num_key_value_heads, 0, self.config.head_dim)
-            part.keys, part.values = ([torch.zeros(shape)] * len(self.weights.layers) for _ in "kv")
+            part.lengths, part.caches = [0], part._empty(1, len(prompt))
             logits.append(part.extend([prompt], last_only=True)[:, -1])
             parts.append(part)
         self.lengths = [part.lengths[0] for part in parts]
-        self._reserve(0, parts)
+        self.caches = self._empty(len(parts), max(self.lengths) + room)
+        for row, part in enumerate(parts):
+            for mine, theirs in zip(self.caches, part.caches, strict=True):
+                width = min(mine.shape[2], theirs.shape[2])
+                mine[row, :, :width] = theirs[0, :, :width]
         return torch.cat(logits)
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -204,8 +214,8 @@ class Int8Decoder:
         self._reserve(time)
         lengths = torch.tensor(self.lengths)
         positions = lengths[:, None] + torch.arange(time)  # (rows, time)
-        unseen = torch.arange(self.keys[0].shape[2]) > positions[..., None]
-        mask = torch.zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None]  # (rows, 1, time, capacity)
+        unseen = torch.arange(whole_blocks(max(self.lengths) + time)) > positions[..., None]
+        mask = torch.zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None]  # (rows, 1, time, context)
         hidden = self.weights.embedding[ids]  # (rows, time, hidden)
         rotary = self.config.position_type == "rope"
         rotation = (self.weights.cos[positions], self.weights.sin[positions]) if rotary else None
@@ -222,33 +232,35 @@ class Int8Decoder:
 
     def keep(self, rows: list[int]) -> None:
         self.lengths = [self.lengths[row] for row in rows]
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
+        in_place = all(row >= place for place, row in enumerate(rows))  # no row is read after it was written over
+        for index, cache in enumerate(self.caches):
+            if in_place:
+                for place, row in enumerate(rows):
+                    if row != place:
+                        cache[place] = cache[row]
+            self.caches[index] = cache[: len(rows)] if in_place else cache[rows]
 
-    def fork(self, rows: list[int], cut: list[int] | None = None) -> "Int8Decoder":
+    def fork(self, rows: list[int], cut: list[int] | None = None, room: int = 0) -> "Int8Decoder":
         fork = Int8Decoder(self.weights)
         fork.lengths = [self.lengths[row] - tokens for row, tokens in zip(rows, cut or [0] * len(rows), strict=True)]
-        fork.keys, fork.values = ([x[rows] for x in cache] for cache in (self.keys, self.values))
+        fork.caches = self._empty(len(rows), max(fork.lengths) + room)
+        for mine, theirs in zip(fork.caches, self.caches, strict=True):
+            width = min(mine.shape[2], theirs.shape[2])
+            for place, row in enumerate(rows):  # straight from cache to cache: a copy between costs as much again
+                mine[place, :, :width] = theirs[row, :, :width]
         return fork
 
-    def _reserve(self, more: int, parts: "list[Int8Decoder] | None" = None) -> None:
-        """Make room for so many more tokens; with parts, take their rows over as well."""
+    def _empty(self, rows: int, tokens: int) -> list[torch.Tensor]:
+        """Caches for so many tokens; zeros, because what is not written yet is weighed with zero."""
+        shape = (rows, self.config.num_key_value_heads, whole_blocks(tokens), self.config.head_dim)
+        return [torch.zeros(shape) for _ in range(2 * len(self.weights.layers))]
+
+    def _reserve(self, more: int) -> None:
         needed = max(self.lengths) + more
-        if parts is None and self.keys[0].shape[2] >= needed:
-            return
-        capacity = -(-needed // BLOCK) * BLOCK
-        for name in ("keys", "values"):
-            caches = []
-            for index in range(len(self.weights.layers)):
-                old = [getattr(part, name)[index] for part in parts or [self]]
-                shape = (len(self.lengths), self.config.num_key_value_heads, capacity, self.config.head_dim)
-                cache, row = torch.zeros(shape), 0
-                for x in old:
-                    width = min(x.shape[2], capacity)
-                    cache[row : row + len(x), :, :width] = x[:, :, :width]
-                    row += len(x)
-                caches.append(cache)
-            setattr(self, name, caches)
+        if self.caches[0].shape[2] < needed:
+            old, self.caches = self.caches, self._empty(len(self.lengths), needed + BLOCK)
+            for mine, theirs in zip(self.caches, old, strict=True):
+                mine[:, :, : theirs.shape[2]] = theirs
 
     def _norm(self, hidden: torch.Tensor, norm: Norm) -> torch.Tensor:
         if self.config.norm_type == "layernorm":
@@ -276,7 +288,7 @@ class Int8Decoder:
             qk = unit_norm(qk) * layer.qk_gain
         if rotation is not None:
             qk = torch.addcmul(qk * rotation[0], qk.roll(config.head_dim // 2, -1), rotation[1])
-        keys, values = self.keys[index], self.values[index]
+        keys, values = (cache[:, :, : mask.shape[-1]] for cache in self.caches[2 * index : 2 * index + 2])
         if rows == 1:
             at = slice(self.lengths[0], self.lengths[0] + time)
             keys[:, :, at], values[:, :, at] = qk[:, :, heads:].transpose(1, 2), value.transpose(1, 2)
@@ -285,7 +297,7 @@ class Int8Decoder:
             keys[row, :, positions], values[row, :, positions] = qk[:, :, heads:], value
         if heads != kv_heads:
             keys, values = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (keys, values))
-        scores = qk[:, :, :heads].transpose(1, 2) @ keys.transpose(2, 3)  # (rows, heads, time, capacity)
+        scores = qk[:, :, :heads].transpose(1, 2) @ keys.transpose(2, 3)  # (rows, heads, time, context)
         mixed = scores.add_(mask).softmax(-1) @ values  # (rows, heads, time, head_dim)
         hidden = hidden + layer.out(mixed.transpose(1, 2).reshape(rows * time, -1)).view(rows, time, width)
         if not pre_norm:

@@ -34,9 +34,11 @@ from .request_tiny_story import (
 )
 from .sampling_tiny_story import repetition_penalties, sample
 
-CANDIDATES = 8  # continuations sampled by a search
+CANDIDATES = 6  # continuations sampled by a search
+MOSTLY = 0.65  # when so many of them have reached a sentence end, the others go no further
 CANDIDATE_TOKENS = 20  # their longest length
-FINALISTS = 12  # places scored in full
+FINALISTS = 10  # places scored in full
+TOKENS_PER_WORD = 1.4  # of TinyStories: how much room the cache gets at once
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
 FRAGMENT_COST = 3.0  # nats by which a last sentence of one word and the ending must be likelier
 CAPITAL_COST = 3.0  # nats by which a spelling with a capital the reader did not type must be likelier
@@ -148,19 +150,24 @@ def write_stories(
         yield index, story.give(), story
 
     rows = list(range(len(stories)))  # story of each row of the decoder
-    logits = decoder.start(prompts).numpy()  # (rows, vocab)
+    room = round(TOKENS_PER_WORD * max(request.max_words for request in requests))
+    logits = decoder.start(prompts, min(room, max(limits))).numpy()  # (rows, vocab)
     while True:
-        keep = []
+        finished = []
         for row, index in enumerate(rows):
             story = stories[index]
             _advance(story, decoder, row, logits[row], vocabulary, full=len(story.ids) >= limits[index])
-            if not story.finish_reason:
-                keep.append(row)
+            if story.finish_reason:
+                finished.append(row)
             yield index, story.give(), story
-        rows = [rows[row] for row in keep]
-        if not rows:
-            return
-        if len(keep) < len(logits):
+        if finished:
+            keep = list(range(len(rows)))
+            for row in reversed(finished):  # the last row takes its place: less to move
+                keep[row] = keep[-1]
+                keep.pop()
+            rows = [rows[row] for row in keep]
+            if not rows:
+                return
             decoder.keep(keep)
         logits = decoder.step([stories[index].ids[-1] for index in rows]).numpy()
 
@@ -193,7 +200,7 @@ def _advance(story: Story, decoder: Decoder, row: int, logits: np.ndarray, vocab
             return
         if isinstance(step, _Target):
             story.searches += 1
-            story.pending = _bring_in(step, story, decoder.fork([row]), logits, vocabulary)
+            story.pending = _bring_in(step, story, decoder, row, logits, vocabulary)
             if step.final:
                 for token in story.pending:
                     story.write(token, vocabulary)
@@ -266,11 +273,13 @@ def _words_needed(story: Story, missing: list[str]) -> int:
     return sum(count_words(word) for word in missing) + count_words(ending)
 
 
-def _bring_in(target: _Target, story: Story, decoder: Decoder, logits: np.ndarray, vocabulary: Vocabulary) -> list[int]:
+def _bring_in(
+    target: _Target, story: Story, decoder: Decoder, row: int, logits: np.ndarray, vocabulary: Vocabulary
+) -> list[int]:
     """Tokens that lead to the target's words: sampled continuations, closed at the best place in any of them.
 
     Args:
-        decoder: one row, what is written so far; logits: (vocab,) of its next token.
+        decoder: its `row` is what is written so far; logits: (vocab,) of the next token.
     """
     typed = target.words.rstrip(PUNCTUATION)
     mark = target.words[len(typed) :] if target.final else ""
@@ -278,7 +287,7 @@ def _bring_in(target: _Target, story: Story, decoder: Decoder, logits: np.ndarra
     spelling_ids = [vocabulary.encode(" " + spelling) for spelling in spellings]
     room = story.words_left - _words_needed(story, story.request.missing(story.text))
 
-    fork = decoder.fork([0] * CANDIDATES)
+    fork = decoder.fork([row] * CANDIDATES, room=CANDIDATE_TOKENS)
     continuations, first_scores, steps = _continue(story, fork, logits, vocabulary, room, [x[0] for x in spelling_ids])
     places = []  # (log-probability of the first token, continuation, tokens of it, spelling)
     for index, tokens in enumerate(continuations):
@@ -295,7 +304,7 @@ def _bring_in(target: _Target, story: Story, decoder: Decoder, logits: np.ndarra
     fragments = []  # whether the sentence closed there would be one word and the ending
     for _, index, length, spelling in places:
         stops = [""]
-        text = vocabulary.decode(story.ids + continuations[index][:length])
+        text = story.text + vocabulary.decode(continuations[index][:length])
         fragments.append(target.final and count_words(BOUNDARY.split(text)[-1]) < 2)
         if target.final:
             stops = [mark] if SENTENCE_END.search(mark) else [mark + ".", mark + "!"]
@@ -303,7 +312,9 @@ def _bring_in(target: _Target, story: Story, decoder: Decoder, logits: np.ndarra
         closings.append([spelling_ids[spelling] + vocabulary.encode(stop) for stop in stops])
     # One forward pass with the first way of each; how it differs from the second is read off the same logits.
     width = max(len(ways[0]) for ways in closings)
-    branches = fork.fork([index for _, index, _, _ in places], [steps - length for _, _, length, _ in places])
+    branches = fork.fork(
+        [index for _, index, _, _ in places], [steps - length for _, _, length, _ in places], room=width
+    )
     scores = log_softmax(branches.extend([ways[0] + [0] * (width - len(ways[0])) for ways in closings]).numpy())
     best: tuple[float, list[int]] = (-np.inf, [])
     for row, ((first, index, length, spelling), ways) in enumerate(zip(places, closings, strict=True)):
@@ -324,7 +335,7 @@ def _may_stand(
     target: _Target, story: Story, tokens: list[int], length: int, vocabulary: Vocabulary, room: int
 ) -> bool:
     """Whether the words may stand after `length` of the tokens: inside a sentence, between words, within the limit."""
-    text = vocabulary.decode(story.ids + tokens[:length])
+    text = story.text + vocabulary.decode(tokens[:length])
     fits = count_words(text) - count_words(story.text) <= room
     inside = (text[-1:].isalnum() or text[-1:] == ",") and "\ufffd" not in text
     whole = length == len(tokens) or not vocabulary.lengthens[tokens[length]]
@@ -361,7 +372,10 @@ def _continue(
                 tokens[index].append(token)
                 text = vocabulary.decode(tokens[index])
                 ended[index] = bool(SENTENCE_END.search(text)) or count_words(text) > room + 1
-        if all(ended):
+        if sum(ended) >= MOSTLY * count:
+            for index in range(count):
+                if not ended[index]:
+                    tokens[index].pop()  # the fork has not read it
             break
         batch = fork.step(drawn).numpy()
     return tokens, scores, len(scores) - 1

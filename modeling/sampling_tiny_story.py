@@ -4,7 +4,7 @@ import numpy as np
 
 SMALLEST_TEMPERATURE = 1e-4
 DRY_BASE = 1.75  # growth of the penalty with each further token repeated
-DRY_ALLOWED = 4  # tokens that may be repeated freely: names and turns of phrase are that long
+DRY_ALLOWED = 3  # tokens that may be repeated freely: most names are no longer
 DRY_LONGEST = 24  # repeats are followed back so far
 
 

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step_00001000` with the model in Hub layout, `training_state.pt` (optimisers, random number
 generators, counters) and `checksums.json`. It is written under another name, flushed to the disk, then renamed; when
-it is read, every file is compared with its checksum, and a damaged checkpoint gives way to the one before it.
+it is read, every file is compared with its checksum, and a damaged checkpoint gives way to the one before it. It holds
+whole tensors under the names of their parameters, however many processes they were spread over (FSDP2).
 """
 
 import copy
@@ -15,11 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling.modeling_tiny_story import TinyStoryForCausalLM
 
 logger = logging.getLogger(__name__)
 
 HUB_FOLDER = Path(__file__).resolve().parent.parent / "modeling"
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 STATE_FILE, CHECKSUM_FILE = "training_state.pt", "checksums.json"
 
 
@@ -73,23 +85,56 @@ def save_released(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, di
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def whole_model(accelerator: Accelerator, model: PreTrainedModel) -> PreTrainedModel:
+    """The model, or, where it is sharded, a whole copy of it on the main process; all processes must call this."""
+    if not accelerator.is_fsdp2:
+        return model
+    weights = get_model_state_dict(model, options=WHOLE)  # empty but on the main process
+    if not accelerator.is_main_process:
+        return model
+    copied = TinyStoryForCausalLM(model.config)
+    copied.load_state_dict(weights)
+    return copied.to(accelerator.device)
+
+
+def optimizer_states(model: PreTrainedModel, optimizers: list[Any]) -> list[dict[str, Any]]:
+    """What the (prepared) optimisers hold, by the names of the parameters; all processes must call this."""
+    return [get_optimizer_state_dict(model, optimizer.optimizer, options=WHOLE) for optimizer in optimizers]
+
+
+def load_optimizer_states(model: PreTrainedModel, optimizers: list[Any], states: list[dict[str, Any]]) -> None:
+    for optimizer, state in zip(optimizers, states, strict=True):
+        set_optimizer_state_dict(model, optimizer.optimizer, state, options=WHOLE)
+
+
 def save_checkpoint(
     runs: Path, step: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any], keep: int
 ) -> Path:
-    """Write the checkpoint of a step atomically and delete all but the last `keep`."""
-    runs.mkdir(parents=True, exist_ok=True)
+    """Write the checkpoint of a step atomically and delete all but the last `keep`.
+
+    Raises:
+        OSError: it could not be written (a full disk); nothing of it is left, the checkpoints before it are whole.
+    """
     final, partial = runs / f"step_{step:08d}", runs / f".partial_step_{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_pretrained(model, tokenizer, partial)
-    torch.save(state, partial / STATE_FILE)
-    checksums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
-    (partial / CHECKSUM_FILE).write_text(json.dumps(checksums, indent=2))
-    for path in [*partial.iterdir(), partial]:
-        _flush(path)
-    shutil.rmtree(final, ignore_errors=True)
-    os.rename(partial, final)
-    _flush(runs)
+    try:
+        for left in runs.glob(".partial_*"):  # a kill's
+            shutil.rmtree(left)
+        partial.mkdir(parents=True)
+        save_pretrained(model, tokenizer, partial)
+        torch.save(state, partial / STATE_FILE)
+        checksums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
+        (partial / CHECKSUM_FILE).write_text(json.dumps(checksums, indent=2))
+        for path in [*partial.iterdir(), partial]:
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+        _flush(runs)
+    except (OSError, RuntimeError, SafetensorError) as problem:  # each writer has its own word for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"the checkpoint of update {step} could not be written to {runs} ({problem}); make room and run the same "
+            "command again: it goes on from the checkpoint before this one"
+        ) from problem
     for old in list_checkpoints(runs)[:-keep]:
         shutil.rmtree(old)
     return final

@@ -21,6 +21,7 @@ class TrainingConfig:
     dataset: list[str] = field(
         default_factory=lambda: [DEFAULT_DATASET], metadata={"help": "Hub names or .parquet, .jsonl, .txt files"}
     )
+    streaming: bool = field(default=False, metadata={"help": "read the data as it comes, without storing it"})
     validation_dataset: str = field(
         default=DEFAULT_DATASET, metadata={"help": "Hub name (its validation split) or file"}
     )

@@ -23,7 +23,7 @@ DEFAULT_DATASET = "roneneldan/TinyStories"
 STORY_SEPARATOR = "<|endoftext|>"  # between the stories of the data set's own .txt files
 IGNORED = -100  # a label that is not scored
 KINDS = ("story", "head", "tail", "middle")
-_FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
+FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
 
 
 def normalise_story(text: str) -> str:
@@ -59,14 +59,14 @@ def load_stories(sources: list[str], split: str) -> Dataset:
 
 def without_stories(stories: Dataset, others: Dataset) -> Dataset:
     """The stories that are not word for word among `others`: keeps validation out of the training split."""
-    return _without(stories, seen={_digest(text) for text in others["text"]})
+    return _without(stories, seen={digest(text) for text in others["text"]})
 
 
 def _load_source(source: str, split: str) -> Dataset:
     path = Path(source)
-    if path.suffix not in _FORMATS:
+    if path.suffix not in FORMATS:
         if path.exists():
-            raise ValueError(f"{source}: expected a file ending in {', '.join(_FORMATS)}")
+            raise ValueError(f"{source}: expected a file ending in {', '.join(FORMATS)}")
         stories = load_dataset(source, split=split)
     else:
         if not path.is_file():
@@ -75,7 +75,7 @@ def _load_source(source: str, split: str) -> Dataset:
             raise ValueError(f"{source}: the file is empty")
         options = {"sample_by": "document"} if path.suffix == ".txt" else {}
         try:
-            stories = load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train", **options)
+            stories = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", **options)
         except Exception as error:  # datasets wraps what its readers raise in many types
             raise ValueError(f"{source}: not a readable {path.suffix} file ({error.__cause__ or error})") from error
     if "text" not in stories.column_names:
@@ -101,16 +101,16 @@ def _normalise_batch(batch: dict[str, list]) -> dict[str, list]:
     return {"text": [normalise_story(text or "") for text in batch["text"]]}
 
 
-def _digest(text: str) -> bytes:
+def digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _without(stories: Dataset, seen: set[bytes]) -> Dataset:
     keep = []
     for index, text in enumerate(text for batch in stories.iter(1000) for text in batch["text"]):
-        digest = _digest(text)
-        if text and digest not in seen:
-            seen.add(digest)
+        text_digest = digest(text)
+        if text and text_digest not in seen:
+            seen.add(text_digest)
             keep.append(index)
     return stories.select(keep)
 
@@ -134,12 +134,12 @@ def tokenise(
     options = {"backend": tokenizer.backend_tokenizer.to_str(), "bos": tokenizer.bos_token_id}
     options |= {"eos": tokenizer.eos_token_id, "wishes_share": wishes_share, "seed": seed}
     return stories.map(
-        _tokenise_batch, batched=True, with_indices=True, fn_kwargs=options, remove_columns=["text", "kind"],
+        tokenise_batch, batched=True, with_indices=True, fn_kwargs=options, remove_columns=["text", "kind"],
         num_proc=num_proc, desc="Tokenising",
     )  # fmt: skip
 
 
-def _tokenise_batch(
+def tokenise_batch(
     batch: dict[str, list], indices: list[int], backend: str, bos: int, eos: int, wishes_share: float, seed: str
 ) -> dict[str, list]:
     from tokenizers import Tokenizer
@@ -182,7 +182,7 @@ def pack(documents: Dataset, row_length: int, pad_token_id: int) -> Dataset:
     """
     options = {"row_length": row_length, "pad_token_id": pad_token_id}
     return documents.map(
-        _pack_batch, batched=True, batch_size=1000, fn_kwargs=options, remove_columns=documents.column_names,
+        pack_batch, batched=True, batch_size=1000, fn_kwargs=options, remove_columns=documents.column_names,
         desc="Packing",
     )  # fmt: skip
 
@@ -203,7 +203,7 @@ def best_fit(lengths: list[int], row_length: int) -> list[list[int]]:
     return rows
 
 
-def _pack_batch(batch: dict[str, list], row_length: int, pad_token_id: int) -> dict[str, list]:
+def pack_batch(batch: dict[str, list], row_length: int, pad_token_id: int) -> dict[str, list]:
     pieces = []  # (tokens, position of the first, leading tokens that are not scored)
     for ids, prefix_length in zip(batch["input_ids"], batch["prefix_length"], strict=True):
         for start in range(0, len(ids), row_length):

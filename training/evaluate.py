@@ -3,6 +3,7 @@
 python -m training.evaluate bits     --model modeling --dataset validation.parquet
 python -m training.evaluate endings  --model modeling --judge modeling/classic --dataset validation.parquet \\
                                      --training_dataset train.parquet --output runs/endings
+python -m training.evaluate recited  --model modeling --dataset validation.parquet --training_dataset train.parquet
 python -m training.evaluate stories  --model modeling
 """
 
@@ -11,11 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import Pipeline
 
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
 from training.checkpoint import load_pretrained
-from training.data import load_stories
+from training.data import load_stories, normalise_story
 from training.endings import (
     BANDS,
     Judge,
@@ -27,6 +29,7 @@ from training.endings import (
     tell_by_rejection,
     tell_pairs,
 )
+from training.memorisation import WINDOW, recited_share
 from training.report import draw_endings
 from training.scoring import score_stories
 
@@ -125,6 +128,19 @@ def quote(text: str) -> str:
     return "\n".join(f"> {line}  " for line in text.split("\n"))
 
 
+def recited(tell: Pipeline, validation: list[str], training: list[str], count: int, seed: int) -> None:
+    """How much of free stories stands word for word in the training stories, next to stories not trained on."""
+    told = []
+    for at in tqdm(range(0, count, 16), desc="Telling", unit=" batches"):
+        starts = ["Once upon a time" if n % 2 else " ".join(validation[n].split()[:3]) for n in range(at, at + 16)]
+        told += [normalise_story(story["story"]) for story in tell(starts[: count - at], seed=seed + at)]
+    for name, texts in (("free stories", told), ("validation stories", validation[:count])):
+        share = recited_share(texts, training, tell.tokenizer)
+        print(
+            f"{100 * share:.2f} % of the windows of {WINDOW} tokens in {len(texts)} {name} stand in the training data"
+        )
+
+
 def stories(tell: Pipeline, count: int) -> None:
     """One story for each seed from 0, none left out, as Markdown."""
     wishes = [("She", "happy"), ("The dragon", "home"), ("One day", "friends"), ("Once upon a time", None)]
@@ -138,20 +154,20 @@ def stories(tell: Pipeline, count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("bits", "endings", "stories"))
+    parser.add_argument("what", choices=("bits", "endings", "recited", "stories"))
     parser.add_argument("--model", default="modeling", help="folder or Hub name")
     parser.add_argument("--judge", default="modeling/classic", help="another model, that endings are judged by")
     parser.add_argument("--dataset", help="validation stories: Hub name or .parquet, .jsonl, .txt file")
-    parser.add_argument("--training_dataset", nargs="+", help="what the bands of endings are counted in")
-    parser.add_argument("--count", type=int, help="pairs of each band (100), or stories (10)")
+    parser.add_argument("--training_dataset", nargs="+", help="what endings are counted in, and recitals found in")
+    parser.add_argument("--count", type=int, help="pairs of each band (100), or stories (10; recited: 200)")
     parser.add_argument("--max_words", type=int, default=150, help="longest length for endings")
     parser.add_argument("--output", default="runs/endings", help="folder for the figures about endings")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs and the stories")
     arguments = parser.parse_args()
     if arguments.what != "stories" and not arguments.dataset:
         parser.error(f"{arguments.what} needs --dataset")
-    if arguments.what == "endings" and not arguments.training_dataset:
-        parser.error("endings needs --training_dataset")
+    if arguments.what in ("endings", "recited") and not arguments.training_dataset:
+        parser.error(f"{arguments.what} needs --training_dataset")
     if arguments.what == "bits":
         bits(arguments.model, arguments.dataset)
         return
@@ -162,6 +178,9 @@ def main() -> None:
     else:
         validation = list(load_stories([arguments.dataset], "validation")["text"])
         training = list(load_stories(arguments.training_dataset, "train")["text"])
+        if arguments.what == "recited":
+            recited(tell, validation, training, arguments.count or 200, arguments.seed)
+            return
         endings(tell, Judge(*load_pretrained(arguments.judge)), validation, training, arguments)
 
 

@@ -74,6 +74,41 @@ def draw_losses(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     plt.close(figure)
 
 
+def draw_ablations(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Validation of runs against tokens and against time, and how far each ends from the first.
+
+    Args:
+        runs: by name, lines with `tokens`, `seconds` and, where scored, `bits_per_byte`; the last line is scored.
+    """
+    base = next(iter(runs.values()))[-1]["bits_per_byte"]
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(16, 1 + 0.22 * len(runs)), layout="constrained", width_ratios=(1, 1, 1.2)
+    )
+    shown = [name for name in runs if name == "modern" or "tokens" in name or name.startswith("AdamW")]
+    for axes, column, unit in ((left, "tokens", 1e6), (middle, "seconds", 60)):
+        for name in shown:
+            scored = [line for line in runs[name] if "bits_per_byte" in line]
+            axes.plot(
+                [line[column] / unit for line in scored], [line["bits_per_byte"] for line in scored], ".-", label=name
+            )
+        axes.set(ylabel="validation, bits per byte", yscale="log")
+        axes.yaxis.set_major_formatter("{x:.2g}")
+        axes.yaxis.set_minor_formatter("{x:.2g}")
+        axes.grid(alpha=0.3, which="both")
+    left.set(xlabel="million tokens scored")
+    middle.set(xlabel="minutes on one core")
+    left.legend(frameon=False, fontsize=8)
+    ends = {name: lines[-1]["bits_per_byte"] - base for name, lines in runs.items()}
+    right.barh(list(ends), list(ends.values()), color=["C2" if value < 0 else "C3" for value in ends.values()])
+    right.invert_yaxis()
+    right.axvline(0, color="black", linewidth=0.8)
+    right.set(xlabel=f"bits per byte above {next(iter(runs))} ({base:.3f})")
+    for axes in (left, middle, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def draw_endings(results: dict[str, Any], path: Path) -> None:
     """What a last sentence costs under the judge, by band: ours, real stories' and the baselines'."""
     scores = results["bits per byte"]

@@ -29,12 +29,21 @@ from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.generation_tiny_story import write_stories
 from modeling.modeling_tiny_story import DecoderLayer, TinyStoryForCausalLM
 from modeling.request_tiny_story import StoryRequest
-from training.checkpoint import latest_checkpoint, load_state, save_checkpoint, save_released
+from training.checkpoint import (
+    latest_checkpoint,
+    load_optimizer_states,
+    load_state,
+    optimizer_states,
+    save_checkpoint,
+    save_released,
+    whole_model,
+)
 from training.config import TrainingConfig, parse_config, refuse_other_config
 from training.data import IGNORED, TrainingRows, load_stories, without_stories
 from training.optimizer import build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import Metrics
 from training.scoring import score_stories
+from training.streaming import StreamedRows
 
 SAMPLE_WISHES = (("Once upon a time", "</sos>"), ("The dragon", "home"), ("One day, a girl named Lily", "friends"))
 DRY_RUN_UPDATES = 3  # timed, the first one left out
@@ -74,9 +83,16 @@ def build_model(config: TrainingConfig, model_config: TinyStoryConfig) -> TinySt
     return model
 
 
-def load_data(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[TrainingRows, list[str]]:
+def load_data(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rank: int, num_processes: int
+) -> tuple[TrainingRows | StreamedRows, list[str]]:
     """Packed training rows, and the validation stories."""
     validation = load_stories([config.validation_dataset], "validation")
+    if config.streaming:
+        texts = list(validation["text"])
+        return StreamedRows(
+            config.dataset, tokenizer, config.row_length, config.wishes_share, config.seed, texts, rank, num_processes
+        ), texts
     stories = load_stories(config.dataset, "train")
     clean = without_stories(stories, validation)
     rows = TrainingRows(clean, tokenizer, config.row_length, config.wishes_share, config.seed)
@@ -140,7 +156,7 @@ def estimate(
     accelerator: Accelerator,
     model: torch.nn.Module,
     optimizers: list[torch.optim.Optimizer],
-    rows: TrainingRows,
+    rows: TrainingRows | StreamedRows,
     config: TrainingConfig,
 ) -> None:
     """Print what the run will take, from a few updates on its first rows; nothing is kept of them."""
@@ -179,7 +195,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=True)
     model_config = build_model_config(config, tokenizer)
     with accelerator.main_process_first():  # the others find the data in the cache
-        rows, validation_texts = load_data(config, tokenizer)
+        rows, validation_texts = load_data(config, tokenizer, rank, num_processes)
 
     set_seed(config.seed)
     model = build_model(config, model_config)
@@ -194,10 +210,13 @@ def main() -> None:
         accelerator.print(f"going on from {checkpoint}")
     training_model, *optimizers = accelerator.prepare(model, *optimizers)
     num_parameters = sum(p.numel() for p in model.parameters())
-    passes = config.num_steps * config.batch_rows / rows.num_rows
+    passes = "streamed"
+    if isinstance(rows, TrainingRows):
+        passes = f"{config.num_steps * config.batch_rows / rows.num_rows:.2f} passes"
     accelerator.print(
         f"{num_parameters:,} parameters; {config.num_steps:,} updates of {config.batch_rows} rows of "
-        f"{config.row_length} tokens, {passes:.2f} passes; precision {accelerator.mixed_precision}"
+        f"{config.row_length} tokens, {passes}; precision {accelerator.mixed_precision}; "
+        f"{num_processes} process{'es' if num_processes > 1 else ''}"
     )
     training_model.train()
     if config.dry_run:
@@ -210,10 +229,16 @@ def main() -> None:
         if accelerator.is_main_process:
             (run_dir / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     else:
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        load_optimizer_states(model, optimizers, state["optimizers"])
         if num_processes == len(state["rng"]):
             torch.set_rng_state(state["rng"][rank])
+        if isinstance(rows, StreamedRows):
+            if num_processes != len(state["streams"]):
+                raise ValueError(
+                    f"a streamed run goes on with the number of processes it began with ({len(state['streams'])}, "
+                    f"now {num_processes}): each has its own place in the stream"
+                )
+            rows.load_state_dict(state["streams"][rank])
 
     if config.report_to != "none":
         accelerator.init_trackers("tiny-story-generator", config={k: str(v) for k, v in asdict(config).items()})
@@ -243,12 +268,17 @@ def main() -> None:
             accelerator.log({"loss": loss_value, "tokens": tokens_seen, "lr_factor": factor}, step=step)
 
         last = step == config.num_steps
-        if (step % config.evaluate_every == 0 or last) and accelerator.is_main_process:
+        evaluating = step % config.evaluate_every == 0 or last
+        saving = step % config.save_every == 0 or last
+        if not (evaluating or saving):
+            continue
+        whole = whole_model(accelerator, model)
+        if evaluating and accelerator.is_main_process:
             with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
                 with accelerator.autocast():
                     texts = validation_texts if last else validation_texts[: config.evaluation_stories]
-                    score = score_stories(model, tokenizer, texts)
-                stories = tell_samples(model, tokenizer)
+                    score = score_stories(whole, tokenizer, texts)
+                stories = tell_samples(whole, tokenizer)
             metrics.write(
                 step=step, tokens=tokens_seen, seconds=round(seconds, 1), bits_per_byte=score.bits_per_byte,
                 validation_loss=score.nats_per_token, stories=score.num_stories,
@@ -259,18 +289,19 @@ def main() -> None:
             bar.write(f"update {step}: {score.bits_per_byte:.4f} bits per byte on {score.num_stories} stories")
             text = "\n\n".join(f"--- update {step} ---\n{story}" for story in stories)
             (run_dir / "samples.txt").open("a", encoding="utf-8").write(text + "\n\n")
-        if step % config.save_every == 0 or last:
-            rng = gather_object([torch.get_rng_state()])
+        if saving:
+            state = {
+                "step": step, "tokens_seen": tokens_seen, "seconds": seconds, "config": asdict(config),
+                "rng": gather_object([torch.get_rng_state()]), "optimizers": optimizer_states(model, optimizers),
+                "streams": gather_object([rows.state_dict()]) if isinstance(rows, StreamedRows) else [],
+            }  # fmt: skip
             if accelerator.is_main_process:
-                state = {
-                    "step": step, "tokens_seen": tokens_seen, "seconds": seconds, "rng": rng,
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers], "config": asdict(config),
-                }  # fmt: skip
-                save_checkpoint(run_dir / "checkpoints", step, model, tokenizer, state, keep=config.keep_checkpoints)
+                save_checkpoint(run_dir / "checkpoints", step, whole, tokenizer, state, keep=config.keep_checkpoints)
         accelerator.wait_for_everyone()
     bar.close()
+    whole = whole_model(accelerator, model)
     if accelerator.is_main_process:
-        save_released(model, tokenizer, run_dir / "model")
+        save_released(whole, tokenizer, run_dir / "model")
         print(f"done: {run_dir / 'model'}")
     accelerator.end_training()
 

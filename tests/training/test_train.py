@@ -2,15 +2,19 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing import event_accumulator
 
 from tests.conftest import HUB_FOLDER, ROOT, STORIES_FILE
 from training.checkpoint import latest_checkpoint, list_checkpoints, load_state
@@ -25,21 +29,27 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def command(run_dir: Path, processes: int = 1, **changes: object) -> list[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+def command(run_dir: Path, launch: str = "accelerate", **changes: object) -> list[str]:
+    """The program on one process by `accelerate launch`, or on two, with whole ("ddp") or sharded ("fsdp2") weights."""
+    program = ROOT / ("tests/training/sharded.py" if launch == "fsdp2" else "training/train.py")
+    if launch == "accelerate":
+        launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+        launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    else:  # on processors, `accelerate launch` starts one process whatever it is told
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     settings = SETTINGS | {"output_dir": run_dir} | changes
-    return [
-        *launcher,
-        str(ROOT / "training/train.py"),
-        *(part for k, v in settings.items() for part in (f"--{k}", str(v))),
-    ]
+    fields = (part for name, value in settings.items() for part in (f"--{name}", str(value)))
+    return [sys.executable, "-m", *launcher, str(program), *fields]
 
 
-def train(run_dir: Path, processes: int = 1, **changes: object) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = command(run_dir, processes, **changes)
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
+def train(
+    run_dir: Path, launch: str = "accelerate", preexec_fn: Callable[[], None] | None = None, **changes: object
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(
+        command(run_dir, launch, **changes), capture_output=True, text=True, timeout=300, env=environment,
+        preexec_fn=preexec_fn,
+    )  # fmt: skip
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -95,13 +105,38 @@ def test_a_killed_run_resumes_to_the_same_weights(straight: Path, tmp_path: Path
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_two_processes_train_like_one(tmp_path: Path, validation: Path):
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory, validation: Path) -> Path:
+    run_dir = tmp_path_factory.mktemp("one")
+    done = train(run_dir, validation_dataset=validation, dropout=0.0, num_steps=6)
+    assert done.returncode == 0, done.stderr
+    assert "1 process\n" in done.stdout
+    return run_dir
+
+
+@pytest.mark.parametrize("launch", ["ddp", "fsdp2"])
+def test_two_processes_train_like_one(one_process: Path, tmp_path: Path, validation: Path, launch: str):
+    done = train(tmp_path, launch, validation_dataset=validation, dropout=0.0, num_steps=6)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes\n" in done.stdout
+    assert losses(tmp_path) == pytest.approx(losses(one_process), rel=1e-3)
+    ours, theirs = (
+        load_file(latest_checkpoint(run / "checkpoints") / "model.safetensors") for run in (tmp_path, one_process)
+    )
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():  # Muon orthogonalises in bf16, sums are in another order
+        assert (ours[name] - expected).norm() < 0.03 * expected.norm() + 1e-4, name
+
+
+def test_a_sharded_run_goes_on_in_one_process(one_process: Path, tmp_path: Path, validation: Path):
     changes = {"validation_dataset": validation, "dropout": 0.0, "num_steps": 6}
-    for processes in (1, 2):
-        done = train(tmp_path / str(processes), processes, **changes)
-        assert done.returncode == 0, done.stderr
-    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
-    assert two == pytest.approx(one, rel=1e-3)
+    done = train(tmp_path, "fsdp2", **changes)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(list_checkpoints(tmp_path / "checkpoints")[-1])  # as if it had been killed after update 4
+    done = train(tmp_path, **changes)
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stdout and "1 process\n" in done.stdout
+    assert losses(tmp_path) == pytest.approx(losses(one_process), rel=1e-3)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(straight: Path, caplog: pytest.LogCaptureFixture):
@@ -158,6 +193,29 @@ def test_a_run_with_wishes_learns_and_makes_a_model_that_plans(tmp_path: Path, v
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, validation: Path):
     done = train(tmp_path, validation_dataset=validation, adam_lr=1e30, embedding_lr=1e30, warmup_steps=1)
     assert done.returncode != 0 and "lower muon_lr" in done.stderr and "at update" in done.stderr
+
+
+def test_a_full_disk_stops_the_run_and_spoils_nothing(tmp_path: Path, validation: Path):
+    changes = {"validation_dataset": validation, "num_steps": 8}
+    done = train(tmp_path, **changes | {"evaluate_every": 100})
+    assert done.returncode == 0, done.stderr
+    older, newest = list_checkpoints(tmp_path / "checkpoints")
+    shutil.rmtree(newest)
+    limit = (older / "model.safetensors").stat().st_size + 1000  # room for the weights, not for the optimisers
+    done = train(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), **changes)
+    assert done.returncode != 0
+    assert "the checkpoint of update 8 could not be written" in done.stderr and "make room" in done.stderr
+    assert list(tmp_path.glob("checkpoints/*")) == [older] and latest_checkpoint(tmp_path / "checkpoints") == older
+    done = train(tmp_path, **changes)
+    assert done.returncode == 0 and older.name in done.stdout, done.stderr
+
+
+def test_a_tracker_gets_every_loss(tmp_path: Path, validation: Path):
+    done = train(tmp_path, validation_dataset=validation, num_steps=4, report_to="tensorboard")
+    assert done.returncode == 0, done.stderr
+    events = event_accumulator.EventAccumulator(str(next(tmp_path.glob("**/events.*")).parent)).Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(tmp_path), rel=1e-5)
+    assert len(events.Scalars("bits_per_byte")) == 1
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "training/configs/accelerate").glob("*.yaml")), ids=lambda p: p.stem)
