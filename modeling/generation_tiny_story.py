@@ -5,7 +5,7 @@ before it as a control prefix, which the model was trained on. It is not left to
 after a sentence that closes on the ending, with every word to include told. Where the model would stop without them,
 or the limit nears, `_bring_in` searches how to bring the ending or the word in: it samples continuations on copies of
 the cache, and of all places in them takes the one where the model finds ending + sentence end + `</sos>`, or the word,
-likeliest. Words are given out only when they are final, so a stream never takes anything back.
+likeliest, and the way there too. Words are given out only when they are final, so a stream never takes anything back.
 
 Every story draws from its own random numbers: it comes out the same alone or in a batch.
 """
@@ -35,11 +35,12 @@ from .request_tiny_story import (
 from .sampling_tiny_story import repetition_penalties, sample
 
 CANDIDATES = 6  # continuations sampled by a search
-MOSTLY = 0.65  # when so many of them have reached a sentence end, the others go no further
+SEARCH_TEMPERATURE = 0.6  # they are sampled at, or at the story's own if that is lower
 CANDIDATE_TOKENS = 20  # their longest length
 FINALISTS = 10  # places scored in full
 TOKENS_PER_WORD = 1.4  # of TinyStories: how much room the cache gets at once
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
+TOKEN_NATS = 1.0  # a token's usual cost: what is brought in is not better for being short
 FRAGMENT_COST = 3.0  # nats by which a last sentence of one word and the ending must be likelier
 CAPITAL_COST = 3.0  # nats by which a spelling with a capital the reader did not type must be likelier
 
@@ -288,14 +289,18 @@ def _bring_in(
     room = story.words_left - _words_needed(story, story.request.missing(story.text))
 
     fork = decoder.fork([row] * CANDIDATES, room=CANDIDATE_TOKENS)
-    continuations, first_scores, steps = _continue(story, fork, logits, vocabulary, room, [x[0] for x in spelling_ids])
-    places = []  # (log-probability of the first token, continuation, tokens of it, spelling)
+    continuations, scores_to, first_scores = _continue(
+        story, fork, logits, vocabulary, room, [x[0] for x in spelling_ids]
+    )
+    steps = len(first_scores) - 1  # that each row of the fork has read
+    places = []  # (score of the continuation so far and the first token, continuation, tokens of it, spelling)
     for index, tokens in enumerate(continuations):
         for length in range(len(tokens) + 1):
             if tokens[:length] in [other[:length] for other in continuations[:index]]:
                 continue  # seen in an earlier continuation
             if _may_stand(target, story, tokens, length, vocabulary, room):
-                places += [(first_scores[length][index][n], index, length, n) for n in range(len(spellings))]
+                so_far = scores_to[index][length]
+                places += [(so_far + first_scores[length][index][n], index, length, n) for n in range(len(spellings))]
     places = sorted(places, key=lambda place: (-place[0], place[1:]))[:FINALISTS]
     if not places:  # nothing fits: right here
         places = [(first_scores[0][0][0], 0, 0, 0)]
@@ -316,7 +321,7 @@ def _bring_in(
         [index for _, index, _, _ in places], [steps - length for _, _, length, _ in places], room=width
     )
     scores = log_softmax(branches.extend([ways[0] + [0] * (width - len(ways[0])) for ways in closings]).numpy())
-    best: tuple[float, list[int]] = (-np.inf, [])
+    best: tuple[float, list[int], int] = (-np.inf, [], 0)
     for row, ((first, index, length, spelling), ways) in enumerate(zip(places, closings, strict=True)):
         score = first + sum(float(scores[row, at - 1, token]) for at, token in enumerate(ways[0]) if at)
         score -= CAPITAL_COST * spelling + FRAGMENT_COST * fragments[row]
@@ -326,9 +331,10 @@ def _bring_in(
             at = next((at for at, pair in enumerate(zip_longest(ways[0], way)) if pair[0] != pair[1]), 0)
             gain = float(scores[row, at - 1, way[at]] - scores[row, at - 1, ways[0][at]]) if at else 0.0
             if score + gain > best[0]:
-                best = (score + gain, continuations[index][:length] + way)
-    story.log_probability += best[0]
-    return best[1]
+                best = (score + gain, continuations[index][:length] + way, length)
+    score, tokens, length = best
+    story.log_probability += score - TOKEN_NATS * length
+    return tokens
 
 
 def _may_stand(
@@ -345,21 +351,24 @@ def _may_stand(
 
 def _continue(
     story: Story, fork: Decoder, logits: np.ndarray, vocabulary: Vocabulary, room: int, first: list[int]
-) -> tuple[list[list[int]], list[list[list[float]]], int]:
+) -> tuple[list[list[int]], list[list[float]], list[list[list[float]]]]:
     """Sample ways on to the next sentence end, one for each row of the fork.
 
     Returns:
-        the continuations' tokens; log-probabilities of the tokens `first`, [length][continuation][token]; and the
-        tokens the fork has read, the same number in each row.
+        the continuations' tokens; the score of each so far, [continuation][length], their log-probability and
+        TOKEN_NATS for each token; log-probabilities of the tokens `first`, [length][continuation][token].
     """
     request, count = story.request, CANDIDATES
-    temperature, random = (request.temperature, story.random) if request.temperature else (0.8, Random(0))
+    temperature = min(request.temperature or SEARCH_TEMPERATURE, SEARCH_TEMPERATURE)
+    random = story.random if request.temperature else Random(0)
     batch = np.repeat(logits[None], count, axis=0)  # (continuations, vocab)
     tokens: list[list[int]] = [[] for _ in range(count)]
     ended = [False] * count
-    scores: list[list[list[float]]] = []
+    scores_to = [[0.0] for _ in range(count)]
+    first_scores: list[list[list[float]]] = []
     for length in range(CANDIDATE_TOKENS + 1):
-        scores.append(log_softmax(batch)[:, first].tolist())
+        log_probabilities = log_softmax(batch)
+        first_scores.append(log_probabilities[:, first].tolist())
         if length == CANDIDATE_TOKENS:
             break
         batch = batch.copy()
@@ -370,12 +379,10 @@ def _continue(
         for index, token in enumerate(drawn):
             if not ended[index]:
                 tokens[index].append(token)
+                scores_to[index].append(scores_to[index][-1] + TOKEN_NATS + float(log_probabilities[index, token]))
                 text = vocabulary.decode(tokens[index])
                 ended[index] = bool(SENTENCE_END.search(text)) or count_words(text) > room + 1
-        if sum(ended) >= MOSTLY * count:
-            for index in range(count):
-                if not ended[index]:
-                    tokens[index].pop()  # the fork has not read it
+        if all(ended):
             break
         batch = fork.step(drawn).numpy()
-    return tokens, scores, len(scores) - 1
+    return tokens, scores_to, first_scores
