@@ -1,4 +1,4 @@
-"""A Hub on localhost: the part of the Hugging Face Hub's HTTP protocol that publishing and loading use.
+"""A Hub on localhost: the part of the Hugging Face Hub's HTTP protocol that publishing, loading and streaming use.
 
 Repositories live in memory, as a list of commits; a commit is a mapping of paths to bytes and appears whole or not at
 all. Large files go through Git LFS's "basic" transfer, as on the Hub for clients without Xet. `drop_uploads_after`
@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 TOKENS = {"hf_writer": "writer", "hf_stranger": "stranger"}
 LFS_SIZE = 1_000_000
@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[0] == "api":
             self.api(method, parts[1:])
         elif "resolve" in parts:
-            kind, repo_parts = ("space", parts[1:]) if parts[0] == "spaces" else ("model", parts)
+            kind, repo_parts = (parts[0][:-1], parts[1:]) if parts[0] in ("spaces", "datasets") else ("model", parts)
             self.resolve(kind, "/".join(repo_parts[:2]), repo_parts[3], "/".join(repo_parts[4:]))
         elif parts[-2:] == ["objects", "batch"]:
             self.lfs_batch()
@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.server.repos.get((kind, name))
         if repo is None or (repo.private and self.user != name.split("/")[0]):
             return self.refuse(404, "RepoNotFound", "Repository not found")
-        if method == "POST" and self.user != name.split("/")[0]:
+        if method == "POST" and what[0] != "paths-info" and self.user != name.split("/")[0]:
             return self.refuse(403, "Forbidden", "You don't have the rights to write to this repository")
         if what[0] == "refs":
             heads = [{"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commits[-1][0]}]
@@ -122,10 +122,18 @@ class _Handler(BaseHTTPRequestHandler):
         if what[0] == "revision":
             siblings = [{"rfilename": path} for path in files]
             return self.reply({"id": name, "sha": oid, "private": repo.private, "siblings": siblings, "tags": []})
+        if what[0] == "paths-info":
+            wanted = parse_qs(self.body().decode())["paths"]
+            return self.reply([self.tree_entry(path, files[path]) for path in wanted if path in files])
         if what[0] == "tree":
-            entries = [self.tree_entry(path, data) for path, data in files.items()]
-            inside = [entry for entry in entries if entry["path"].startswith("/".join(what[2:]))]
-            return self.reply(inside) if inside else self.refuse(404, "EntryNotFound", "no such folder")
+            folder = "".join(f"{part}/" for part in what[2:])
+            inside = {path: data for path, data in files.items() if path.startswith(folder)}
+            entries = [self.tree_entry(path, data) for path, data in inside.items()]
+            if "recursive=true" not in urlparse(self.path).query.lower():
+                entries = [entry for entry in entries if "/" not in entry["path"].removeprefix(folder)]
+                for child in {path.removeprefix(folder).split("/")[0] for path in inside if "/" in path[len(folder) :]}:
+                    entries.append({"type": "directory", "path": folder + child, "size": 0, "oid": "0" * 40})
+            return self.reply(entries) if inside else self.refuse(404, "EntryNotFound", "no such folder")
         if what[0] == "preupload":
             modes = {
                 file["path"]: "lfs" if file["size"] >= LFS_SIZE else "regular" for file in self.json_body()["files"]
@@ -192,7 +200,13 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in files:
             return self.refuse(404, "EntryNotFound", f"no file {path}", {"X-Repo-Commit": oid})
         etag = hashlib.sha256(files[path]).hexdigest()
-        self.send(200, files[path], {"X-Repo-Commit": oid, "ETag": f'"{etag}"'})
+        headers = {"X-Repo-Commit": oid, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
+        if wanted := self.headers.get("Range"):  # a stream reads piece by piece
+            first, last = wanted.removeprefix("bytes=").split("-")
+            data = files[path][int(first) : int(last or len(files[path])) + 1]
+            headers["Content-Range"] = f"bytes {first}-{int(first) + len(data) - 1}/{len(files[path])}"
+            return self.send(206, data, headers)
+        self.send(200, files[path], headers)
 
     @staticmethod
     def tree_entry(path: str, data: bytes) -> dict[str, Any]:
