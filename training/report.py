@@ -78,7 +78,8 @@ def draw_ablations(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Validation of runs against tokens and against time, and how far each ends from the first.
 
     Args:
-        runs: by name, lines with `tokens`, `seconds` and, where scored, `bits_per_byte`; the last line is scored.
+        runs: by name, lines with `tokens`, `seconds` and, where scored on the way, `bits_per_byte`; the last line is
+            scored on more stories, whose number it has as `stories`.
     """
     base = next(iter(runs.values()))[-1]["bits_per_byte"]
     figure, (left, middle, right) = plt.subplots(
@@ -87,7 +88,7 @@ def draw_ablations(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     shown = [name for name in runs if name == "modern" or "tokens" in name or name.startswith("AdamW")]
     for axes, column, unit in ((left, "tokens", 1e6), (middle, "seconds", 60)):
         for name in shown:
-            scored = [line for line in runs[name] if "bits_per_byte" in line]
+            scored = [line for line in runs[name] if "bits_per_byte" in line and "stories" not in line]
             axes.plot(
                 [line[column] / unit for line in scored], [line["bits_per_byte"] for line in scored], ".-", label=name
             )
@@ -102,6 +103,7 @@ def draw_ablations(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     right.barh(list(ends), list(ends.values()), color=["C2" if value < 0 else "C3" for value in ends.values()])
     right.invert_yaxis()
     right.axvline(0, color="black", linewidth=0.8)
+    right.set_xscale("symlog", linthresh=0.02, linscale=0.6)
     right.set(xlabel=f"bits per byte above {next(iter(runs))} ({base:.3f})")
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
