@@ -125,7 +125,7 @@ def test_two_processes_train_like_one(one_process: Path, tmp_path: Path, validat
     )
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():  # Muon orthogonalises in bf16, sums are in another order
-        assert (ours[name] - expected).norm() < 0.03 * expected.norm() + 1e-4, name
+        assert (ours[name] - expected).norm() < 0.1 * expected.norm() + 1e-4, name
 
 
 def test_a_sharded_run_goes_on_in_one_process(one_process: Path, tmp_path: Path, validation: Path):
