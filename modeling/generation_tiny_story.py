@@ -10,6 +10,7 @@ likeliest, and the way there too. Words are given out only when they are final, 
 Every story draws from its own random numbers: it comes out the same alone or in a batch.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -77,7 +78,7 @@ class Story:
         # A piece with half a character in it only makes sense beside its neighbours.
         partial = "\ufffd" in piece or "\ufffd" in self.text[-3:]
         self.text = vocabulary.decode(self.ids) if partial else self.text + piece
-        self.whole_word = False
+        self.whole_word = self.whole_word and not any(map(str.isspace, piece))
 
     def _append(self, token: int) -> None:
         self.places.setdefault(token, []).append(len(self.ids))
@@ -98,6 +99,7 @@ class Vocabulary:
         self.pieces = [tokenizer.decode([i]) for i in range(len(tokenizer))]
         # After a whole word only the others may come: text that goes on without a blank would make it another word.
         self.lengthens = np.array([piece[:1].isalnum() or "\ufffd" in piece for piece in self.pieces])
+        self.joins = np.array([joins(piece) for piece in self.pieces])
         self.eos = tokenizer.eos_token_id
         self.special = np.zeros(len(tokenizer), dtype=bool)
         self.special[tokenizer.all_special_ids] = True
@@ -109,6 +111,12 @@ class Vocabulary:
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def joins(piece: str) -> bool:
+    """Whether a piece makes the word before it another word: letters before its first blank, save a genitive."""
+    head = re.split(r"\s", piece, maxsplit=1)[0]
+    return "\ufffd" in piece or (any(map(str.isalnum, head)) and head not in ("'s", "’s"))
 
 
 _vocabulary = lru_cache(maxsize=4)(Vocabulary)
@@ -228,7 +236,7 @@ def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:
     if story.text == story.request.start:
         logits[vocabulary.eos] = -np.inf
     if story.whole_word:
-        logits[vocabulary.lengthens] = -np.inf
+        logits[vocabulary.joins] = -np.inf
     request = story.request
     for token, penalty in repetition_penalties(story.ids, story.places, request.dry_multiplier).items():
         logits[token] -= penalty
@@ -364,6 +372,7 @@ def _continue(
     batch = np.repeat(logits[None], count, axis=0)  # (continuations, vocab)
     tokens: list[list[int]] = [[] for _ in range(count)]
     ended = [False] * count
+    whole_word = np.full(count, story.whole_word)
     scores_to = [[0.0] for _ in range(count)]
     first_scores: list[list[list[float]]] = []
     for length in range(CANDIDATE_TOKENS + 1):
@@ -373,10 +382,10 @@ def _continue(
             break
         batch = batch.copy()
         batch[:, vocabulary.special] = -np.inf
-        if length == 0 and story.whole_word:
-            batch[:, vocabulary.lengthens] = -np.inf
+        batch[np.ix_(whole_word, vocabulary.joins)] = -np.inf
         drawn = [sample(row, temperature, request.top_p, random.random()) for row in batch]
         for index, token in enumerate(drawn):
+            whole_word[index] &= not any(map(str.isspace, vocabulary.pieces[token]))
             if not ended[index]:
                 tokens[index].append(token)
                 scores_to[index].append(scores_to[index][-1] + TOKEN_NATS + float(log_probabilities[index, token]))
