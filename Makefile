@@ -30,7 +30,7 @@ conformance: $(READY) ## transformers' own model tests, fetched, against both re
 	$(BIN)/python tests/conformance/run.py
 
 bench: $(READY) ## speed side by side with a peer, ratios printed (a minute)
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python -m benchmarks.speed
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """What each part of the recipe is worth: runs at equal tokens that differ in one thing, and two peers in the same loop.
 
-    python benchmarks/ablations.py run --dataset train.parquet --validation_dataset validation.parquet [--only NAME ...]
-    python benchmarks/ablations.py report
+    python -m benchmarks.ablations run --dataset train.parquet --validation_dataset validation.parquet [--only NAME ...]
+    python -m benchmarks.ablations report
 
 Every run trains a small model of the modern recipe, or a peer of the same number of parameters built from
 transformers' own classes, through training/train.py's `update` on the same stories, and is scored in bits per byte on
@@ -25,16 +25,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset, disable_caching
 from tqdm.auto import tqdm
-from transformers import (
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from benchmarks.peers import gpt2, llama
 from modeling.configuration_tiny_story import TinyStoryConfig
 from training.config import TrainingConfig
 from training.data import TrainingRows, load_stories, without_stories
@@ -129,26 +122,6 @@ VARIANTS: dict[str, Variant] = {
 }  # fmt: skip
 
 
-def build_peer(name: str, vocab_size: int) -> PreTrainedModel:
-    """The peers at SMALL's width and depth: as many parameters but for GPT-2's positions and biases."""
-    width, layers, heads = SMALL["hidden_size"], SMALL["num_hidden_layers"], SMALL["num_attention_heads"]
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    if name == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=vocab_size, n_positions=1024, n_embd=width, n_layer=layers, n_head=heads, resid_pdrop=0.0,
-                embd_pdrop=0.0, attn_pdrop=0.0, **ids,
-            )
-        )  # fmt: skip
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab_size, hidden_size=width, intermediate_size=SMALL["intermediate_size"],
-            num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=1024,
-            tie_word_embeddings=True, **ids,
-        )
-    )  # fmt: skip
-
-
 class ClippedAdamW(torch.optim.AdamW):
     """AdamW on gradients of norm 1 at most, as nanoGPT and llama2.c train."""
 
@@ -231,7 +204,7 @@ def run(variant: Variant, seed: int, stories: Dataset, validation: list[str], pa
     set_seed(seed)
     model: Any
     if variant.peer:
-        model = build_peer(variant.peer, len(tokenizer))
+        model = {"gpt2": gpt2, "llama": llama}[variant.peer](SMALL, len(tokenizer))
         optimizers = peer_optimizers(model, config)
     else:
         planned = {"control_prefix": True} if config.wishes_share else {}

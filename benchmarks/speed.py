@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Pipeline, PreTrainedConfig, pipeline
+from transformers import Pipeline, pipeline
+
+from benchmarks.peers import llama
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTS = ("Once upon a time", "The dragon", "One day, Ben", "Lily and her cat")
@@ -19,26 +21,14 @@ ENDS = ("happy", "friends", "home", "park")
 TOKENS = 150  # the peer writes so many
 
 
-def llama_like(config: PreTrainedConfig) -> LlamaForCausalLM:
-    """A Llama of the same width, depth and vocabulary; its weights are random, which costs the same time."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size, hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads, head_dim=config.head_dim,
-            max_position_embeddings=config.max_position_embeddings, tie_word_embeddings=True, pad_token_id=0,
-        )
-    ).eval()  # fmt: skip
-
-
 def contestants(tell: Pipeline) -> dict[str, Callable[[int], int]]:
     """By name, a function from the round's number to the tokens it wrote."""
-    llama = llama_like(tell.model.config)
+    peer = llama(tell.model.config.to_dict(), tell.model.config.vocab_size).eval()
 
     def generate(number: int, rows: int = 1) -> int:
         ids = torch.full((rows, 4), 20 + number)
         settings = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
-        return rows * (llama.generate(ids, attention_mask=torch.ones_like(ids), **settings).shape[1] - 4)
+        return rows * (peer.generate(ids, attention_mask=torch.ones_like(ids), **settings).shape[1] - 4)
 
     def stories(number: int, **wishes: object) -> int:
         results = tell(STARTS[number % len(STARTS)], max_words=150, seed=number * 100, **wishes)

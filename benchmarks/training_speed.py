@@ -1,6 +1,6 @@
 """How fast the flagship's recipe trains, side by side with peers of the same size on the same machine in the same run.
 
-    python benchmarks/training_speed.py [--compile] [--attention eager] [--rows 8]
+    python -m benchmarks.training_speed [--compile] [--attention eager] [--rows 8]
 
 One update's forward and backward passes, in bf16 where the machine has it, on rows of the recipe's length; the peers
 are transformers' own GPT-2 and Llama, SDPA attention. Rounds are interleaved. MFU is the share of the machine's
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.peers import gpt2, llama
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from training.train import choose_precision
@@ -31,20 +31,9 @@ VOCABULARY = 5000
 
 def models(attention: str) -> dict[str, Any]:
     shape = RECIPE["model"]
-    width, layers, heads = shape["hidden_size"], shape["num_hidden_layers"], shape["num_attention_heads"]
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     modern = TinyStoryForCausalLM(TinyStoryConfig(vocab_size=VOCABULARY, **shape))
     modern.set_attn_implementation(attention)
-    gpt2 = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=1024, n_embd=width, n_layer=layers, n_head=heads, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, **ids,
-    )  # fmt: skip
-    llama = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=shape["intermediate_size"],
-        num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=1024, tie_word_embeddings=True,
-        **ids,
-    )  # fmt: skip
-    return {"modern": modern, "GPT-2": GPT2LMHeadModel(gpt2), "Llama": LlamaForCausalLM(llama)}
+    return {"modern": modern, "GPT-2": gpt2(shape, VOCABULARY), "Llama": llama(shape, VOCABULARY)}
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
