@@ -200,9 +200,7 @@ class Int8Decoder:
         self.lengths = [part.lengths[0] for part in parts]
         self.caches = self._empty(len(parts), max(self.lengths) + room)
         for row, part in enumerate(parts):
-            for mine, theirs in zip(self.caches, part.caches, strict=True):
-                width = min(mine.shape[2], theirs.shape[2])
-                mine[row, :, :width] = theirs[0, :, :width]
+            self._take(row, part, 0)
         return torch.cat(logits)
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -244,11 +242,15 @@ class Int8Decoder:
         fork = Int8Decoder(self.weights)
         fork.lengths = [self.lengths[row] - tokens for row, tokens in zip(rows, cut or [0] * len(rows), strict=True)]
         fork.caches = self._empty(len(rows), max(fork.lengths) + room)
-        for mine, theirs in zip(fork.caches, self.caches, strict=True):
-            width = min(mine.shape[2], theirs.shape[2])
-            for place, row in enumerate(rows):  # straight from cache to cache: a copy between costs as much again
-                mine[place, :, :width] = theirs[row, :, :width]
+        for place, row in enumerate(rows):
+            fork._take(place, self, row)
         return fork
+
+    def _take(self, place: int, other: "Int8Decoder", row: int) -> None:
+        """Copy another decoder's row, as far as there is room, straight from cache to cache."""
+        for mine, theirs in zip(self.caches, other.caches, strict=True):
+            width = min(mine.shape[2], theirs.shape[2])
+            mine[place, :, :width] = theirs[row, :, :width]
 
     def _empty(self, rows: int, tokens: int) -> list[torch.Tensor]:
         """Caches for so many tokens; zeros, because what is not written yet is weighed with zero."""

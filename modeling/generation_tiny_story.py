@@ -97,12 +97,10 @@ class Vocabulary:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         self.pieces = [tokenizer.decode([i]) for i in range(len(tokenizer))]
-        # After a whole word only the others may come: text that goes on without a blank would make it another word.
-        self.lengthens = np.array([piece[:1].isalnum() or "\ufffd" in piece for piece in self.pieces])
-        self.joins = np.array([joins(piece) for piece in self.pieces])
         self.eos = tokenizer.eos_token_id
         self.special = np.zeros(len(tokenizer), dtype=bool)
         self.special[tokenizer.all_special_ids] = True
+        self.joins = np.array([joins(piece) for piece in self.pieces]) & ~self.special
         self.not_text = self.special.copy()
         self.not_text[self.eos] = False
 
@@ -254,7 +252,7 @@ class _Target:
 def _judge(story: Story, token: int, vocabulary: Vocabulary, full: bool) -> str | _Target | None:
     """What to do with the token the model wants next: take it (None), finish before it, or bring something in."""
     request, text = story.request, story.text
-    if vocabulary.lengthens[token] and not full:
+    if vocabulary.joins[token] and not text[-1:].isspace() and not full:
         return None  # in the middle of a word
     stops, left, closed = token == vocabulary.eos, story.words_left, closes_sentence(text)
     missing = request.missing(text)
@@ -352,7 +350,7 @@ def _may_stand(
     text = story.text + vocabulary.decode(tokens[:length])
     fits = count_words(text) - count_words(story.text) <= room
     inside = (text[-1:].isalnum() or text[-1:] == ",") and "\ufffd" not in text
-    whole = length == len(tokens) or not vocabulary.lengthens[tokens[length]]
+    whole = length == len(tokens) or not vocabulary.joins[tokens[length]]
     # A word that stands twice in a row is no ending; the whole of a word the reader began with stays as it is.
     return fits and inside and whole and not ends_with(text, target.words)
 

@@ -79,8 +79,8 @@ _FREE_FIELDS = {
     "evaluate_every",
     "evaluation_stories",
     "save_every",
+    "keep_checkpoints",
 }
-_FREE_FIELDS |= {"keep_checkpoints"}
 
 
 def parse_config(arguments: list[str]) -> TrainingConfig:

@@ -1,5 +1,7 @@
 """The story contract, through the pipeline and the trained model of this clone."""
 
+import re
+
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -73,11 +75,24 @@ def test_words_to_include_are_told(tell: Pipeline):
 
 def test_a_longer_length_gives_longer_stories(tell: Pipeline):
     short, long = (
-        [story["num_words"] for story in tell("Once", length=length, max_words=250, num_stories=8, seed=0)]
+        [story["num_words"] for story in tell("Once", length=length, max_words=250, num_stories=32, seed=0)]
         for length in ("short", "long")
     )
     if tell.model.config.control_prefix:
-        assert sum(short) / 8 + 25 < sum(long) / 8
+        assert sum(short) / 32 + 50 < sum(long) / 32
+
+
+def test_the_limit_holds_at_the_end_of_a_paragraph(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tell.model.config, "control_prefix", False)  # with it, another limit gives another story
+    limits = 0
+    for seed in range(6):
+        story = tell("Once upon a time", max_words=80, seed=seed)["story"]
+        for end in (match.start() for match in re.finditer("\n", story)):
+            limit = count_words(story[:end])
+            told = tell("Once upon a time", max_words=limit, seed=seed)
+            assert told["num_words"] <= limit and story.startswith(told["story"].rstrip())
+            limits += 1
+    assert limits >= 5
 
 
 def test_the_best_of_some_candidates_is_told(tell: Pipeline):
