@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ftfy
 import torch
-from datasets import Dataset, Features, Value, concatenate_datasets, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
 from transformers import PreTrainedTokenizerFast
 
 from training.wishes import draw_excerpt, draw_wishes
@@ -62,12 +62,17 @@ def without_stories(stories: Dataset, others: Dataset) -> Dataset:
     return _without(stories, seen={digest(text) for text in others["text"]})
 
 
-def _load_source(source: str, split: str) -> Dataset:
+def open_source(source: str, split: str, streaming: bool = False) -> Dataset | IterableDataset:
+    """A Hub data set's split or a file, as `load_dataset` gives it, with a column `text`.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing, empty or malformed; the message names it.
+    """
     path = Path(source)
     if path.suffix not in FORMATS:
         if path.exists():
             raise ValueError(f"{source}: expected a file ending in {', '.join(FORMATS)}")
-        stories = load_dataset(source, split=split)
+        stories = load_dataset(source, split=split, streaming=streaming)
     else:
         if not path.is_file():
             raise FileNotFoundError(f"{source}: no such file")
@@ -75,12 +80,19 @@ def _load_source(source: str, split: str) -> Dataset:
             raise ValueError(f"{source}: the file is empty")
         options = {"sample_by": "document"} if path.suffix == ".txt" else {}
         try:
-            stories = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", **options)
+            stories = load_dataset(
+                FORMATS[path.suffix], data_files=str(path), split="train", streaming=streaming, **options
+            )
         except Exception as error:  # datasets wraps what its readers raise in many types
             raise ValueError(f"{source}: not a readable {path.suffix} file ({error.__cause__ or error})") from error
-    if "text" not in stories.column_names:
+    if stories.column_names is not None and "text" not in stories.column_names:
         raise ValueError(f'{source}: no column "text", found {stories.column_names}')
-    if path.suffix == ".txt":
+    return stories
+
+
+def _load_source(source: str, split: str) -> Dataset:
+    stories = open_source(source, split)
+    if Path(source).suffix == ".txt":
         stories = stories.map(_split_file, batched=True)
     if "kind" not in stories.column_names:
         stories = stories.add_column("kind", ["story"] * len(stories))

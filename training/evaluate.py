@@ -130,10 +130,12 @@ def quote(text: str) -> str:
 
 def recited(tell: Pipeline, validation: list[str], training: list[str], count: int, seed: int) -> None:
     """How much of free stories stands word for word in the training stories, next to stories not trained on."""
+    starts = [
+        "Once upon a time" if n % 2 else " ".join(validation[n % len(validation)].split()[:3]) for n in range(count)
+    ]
     told = []
     for at in tqdm(range(0, count, 16), desc="Telling", unit=" batches"):
-        starts = ["Once upon a time" if n % 2 else " ".join(validation[n].split()[:3]) for n in range(at, at + 16)]
-        told += [normalise_story(story["story"]) for story in tell(starts[: count - at], seed=seed + at)]
+        told += [normalise_story(story["story"]) for story in tell(starts[at : at + 16], seed=seed + at)]
     for name, texts in (("free stories", told), ("validation stories", validation[:count])):
         share = recited_share(texts, training, tell.tokenizer)
         print(

@@ -9,15 +9,14 @@ What a stored data set does more: leave out stories that come twice.
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import IterableDataset, interleave_datasets, load_dataset
+from datasets import interleave_datasets
 from datasets.distributed import split_dataset_by_node
 from transformers import PreTrainedTokenizerFast
 
-from training.data import FORMATS, digest, normalise_story, pack_batch, tokenise_batch
+from training.data import KINDS, digest, normalise_story, open_source, pack_batch, tokenise_batch
 
 CHUNK = 1000  # stories that are packed and shuffled together
 
@@ -41,6 +40,9 @@ class StreamedRows:
         rank: int = 0,
         num_processes: int = 1,
     ):
+        texts = [source for source in sources if source.endswith(".txt")]
+        if texts:
+            raise ValueError(f"{texts[0]}: a stream is read from the Hub, .parquet or .jsonl, not from .txt")
         self.sources, self.rank, self.num_processes = sources, rank, num_processes
         self.row_length, self.pad_token_id = row_length, tokenizer.pad_token_id
         self.encoding = {
@@ -71,7 +73,7 @@ class StreamedRows:
 
     def _open(self, state: dict[str, Any] | None = None) -> None:
         """A new stream for every pass: one that was set to a place begins there each time it is read."""
-        streams = [open_source(source) for source in self.sources]
+        streams = [open_source(source, "train", streaming=True) for source in self.sources]
         stream = streams[0] if len(streams) == 1 else interleave_datasets(streams, stopping_strategy="all_exhausted")
         self.stream = split_dataset_by_node(stream, self.rank, self.num_processes)
         if state is not None:
@@ -111,22 +113,9 @@ class StreamedRows:
             text = normalise_story(story["text"] or "")
             if text and digest(text) not in self.held_out:
                 stories.append({"text": text, "kind": story.get("kind") or "story"})
+                if stories[-1]["kind"] not in KINDS:
+                    raise ValueError(f'{self.sources}: column "kind" holds {story["kind"]!r}, expected {KINDS}')
             if len(stories) == CHUNK:
                 break
         self.num_stories += len(stories)
         return stories
-
-
-def open_source(source: str) -> IterableDataset:
-    path = Path(source)
-    if path.suffix in FORMATS:
-        if path.suffix == ".txt":
-            raise ValueError(f"{source}: a stream is read from the Hub, .parquet or .jsonl, not from .txt")
-        if not path.is_file():
-            raise FileNotFoundError(f"{source}: no such file")
-        stream = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
-    else:
-        stream = load_dataset(source, split="train", streaming=True)
-    if stream.column_names is not None and "text" not in stream.column_names:
-        raise ValueError(f'{source}: no column "text", found {stream.column_names}')
-    return stream

@@ -1,7 +1,11 @@
 """The recited share equals what a plain search finds."""
 
+import subprocess
+import sys
+
 import pytest
 
+from tests.conftest import ROOT, STORIES_FILE
 from training.memorisation import recited_share, window_hashes
 
 
@@ -28,3 +32,12 @@ def test_recited_share_is_what_a_plain_search_finds(tokenizer, stories: list[str
 def test_the_order_of_tokens_counts():
     assert len(set(window_hashes([1, 2, 3, 1, 3, 2, 2, 1, 3], 3).tolist())) == 7
     assert len(window_hashes([1, 2], 3)) == 0
+
+
+def test_the_command_tells_how_much_is_recited():
+    command = [sys.executable, "-m", "training.evaluate", "recited", "--dataset", str(STORIES_FILE), "--count", "17"]
+    command += ["--training_dataset", str(STORIES_FILE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    free, validation = done.stdout.splitlines()[-2:]
+    assert "17 free stories" in free and validation.startswith("100.00 %")  # here they are the training stories

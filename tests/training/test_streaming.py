@@ -92,6 +92,9 @@ def test_what_cannot_be_streamed_is_refused(tmp_path: Path, tokenizer):
     path.write_text('{"words": "A hen."}\n')
     with pytest.raises(ValueError, match='no column "text"'):
         open_stream(path, tokenizer).batch(0, 1)
+    path.write_text('{"text": "A hen.", "kind": "poem"}\n')
+    with pytest.raises(ValueError, match="column \"kind\" holds 'poem'"):
+        open_stream(path, tokenizer).batch(0, 1)
     with pytest.raises(ValueError, match=r"not from \.txt"):
         open_stream(tmp_path / "a.txt", tokenizer)
 
