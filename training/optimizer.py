@@ -1,7 +1,49 @@
 """Who is updated how: Muon for the hidden matrices, AdamW for the rest, one schedule for both."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
+
+
+def bf16_is_fast() -> bool:
+    """Whether the hardware multiplies bf16 faster than fp32; a processor without units for it is 80 times slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon, which multiplies in bf16, and the same step in fp32 where bf16 is slow: on such a processor an
+    update of the flagship takes 10 s instead of 57."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        if bf16_is_fast() or closure is not None:
+            return super().step(closure)
+        for group in self.param_groups:
+            momentum, lr = group["momentum"], group["lr"]
+            for parameter in group["params"]:
+                if (grad := parameter.grad) is None:
+                    continue
+                buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(grad))
+                buffer.lerp_(grad, 1 - momentum)
+                update = orthogonal(grad.lerp(buffer, momentum), group["ns_coefficients"], group["ns_steps"])
+                parameter.mul_(1 - lr * group["weight_decay"])
+                parameter.add_(update, alpha=-lr * max(1, grad.shape[0] / grad.shape[1]) ** 0.5)
+
+
+def orthogonal(matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int) -> torch.Tensor:
+    """The nearest matrix with orthonormal rows or columns, roughly: all singular values are brought to about one by a
+    quintic Newton-Schulz iteration (Jordan et al. 2024)."""
+    a, b, c = coefficients
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
 
 
 def build_optimizers(
@@ -41,7 +83,7 @@ def build_optimizers(
     ]
     optimizers: list[torch.optim.Optimizer] = []
     if muon_lr > 0:
-        optimizers.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay, momentum=momentum))
+        optimizers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay, momentum=momentum))
     else:
         adam_groups.append({"params": matrices, "lr": adam_lr, "weight_decay": weight_decay})
     optimizers.append(torch.optim.AdamW(adam_groups, betas=(0.9, 0.95), eps=1e-8))

@@ -40,7 +40,7 @@ from training.checkpoint import (
 )
 from training.config import TrainingConfig, parse_config, refuse_other_config
 from training.data import IGNORED, TrainingRows, load_stories, without_stories
-from training.optimizer import build_optimizers, learning_rate_factor, set_learning_rate
+from training.optimizer import bf16_is_fast, build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import Metrics
 from training.scoring import score_stories
 from training.streaming import StreamedRows
@@ -53,9 +53,7 @@ def choose_precision(requested: str) -> str:
     """bf16 where the hardware multiplies it faster than fp32, else full precision."""
     if requested != "auto":
         return requested
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
+    return "bf16" if bf16_is_fast() else "no"
 
 
 def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> TinyStoryConfig:
