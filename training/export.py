@@ -1,10 +1,12 @@
 """Write a model in a form that other engines run without this project's code.
 
 python -m training.export --to qwen3 DIR [--model modeling]     a stock Qwen3ForCausalLM checkpoint (modern recipe)
+python -m training.export --to gguf DIR [--model modeling]      a GGUF file for llama.cpp, Ollama, ... (modern recipe)
 python -m training.export --to onnx DIR [--model modeling]      ONNX graphs with a key/value cache (either recipe)
 """
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -36,6 +38,18 @@ QWEN3_NAMES = (
     (r"norm1\.", "input_layernorm."),
     (r"norm2\.", "post_attention_layernorm."),
     (r"^fc\.", "lm_head."),
+)
+GGUF_NAMES = (
+    (r"^model\.", ""),
+    (r"embed_tokens\.", "token_embd."),
+    (r"^norm\.", "output_norm."),
+    (r"layers\.", "blk."),
+    (r"self_attn\.([qkv])_(proj|norm)\.", lambda found: f"attn_{found[1]}{'_norm' * (found[2] == 'norm')}."),
+    (r"self_attn\.o_proj\.", "attn_output."),
+    (r"mlp\.(gate|up|down)_proj\.", r"ffn_\1."),
+    (r"input_layernorm\.", "attn_norm."),
+    (r"post_attention_layernorm\.", "ffn_norm."),
+    (r"lm_head\.", "output."),
 )
 
 
@@ -85,6 +99,63 @@ def export_qwen3(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dir
     tokenizer.save_pretrained(directory)
 
 
+def export_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write `model-q8_0.gguf`: Qwen3's architecture, matrices in blocks of 32 weights of 8 bits, the tokenizer with it.
+    Needs the extra "gguf".
+
+    Raises:
+        ValueError: as `to_qwen3`. ImportError: gguf is not installed.
+    """
+    try:
+        from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+        from gguf.quants import quantize
+    except ImportError as error:
+        raise ImportError("GGUF needs the package gguf: pip install gguf") from error
+
+    twin, bpe = to_qwen3(model), json.loads(tokenizer.backend_tokenizer.to_str())
+    config, special = twin.config, set(tokenizer.all_special_ids)
+    directory.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(directory / "model-q8_0.gguf", "qwen3")
+    writer.add_name("Tiny Story Generator")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+
+    writer.add_tokenizer_model("gpt2")  # byte-level BPE
+    writer.add_tokenizer_pre("gpt-2")  # split by GPT-2's regular expression
+    ids = range(len(tokenizer))
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(ids))
+    writer.add_token_types([TokenType.CONTROL if index in special else TokenType.NORMAL for index in ids])
+    writer.add_token_merges([" ".join(pair) for pair in bpe["model"]["merges"]])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_add_bos_token(True)
+
+    for name, weight in twin.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        for pattern, replacement in GGUF_NAMES:
+            name = re.sub(pattern, replacement, name)
+        array = weight.float().cpu().numpy()
+        if array.ndim == 2 and array.shape[1] % 32 == 0:
+            kind = GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write transformers' own ONNX export, any batch and length: `decode.onnx` takes the cache and new tokens (several,
     or one), `prefill.onnx` starts without a cache. Needs the extra "onnx".
@@ -104,7 +175,7 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
     tokenizer.save_pretrained(directory)
 
 
-FORMS = {"qwen3": export_qwen3, "onnx": export_onnx}
+FORMS = {"qwen3": export_qwen3, "gguf": export_gguf, "onnx": export_onnx}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What other engines get: a stock Qwen3 checkpoint with equal logits, served by `transformers serve`, and ONNX."""
+"""What other engines get: a stock Qwen3 checkpoint with equal logits (`transformers serve` runs it), GGUF, and ONNX."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from tests.conftest import MODERN, ROOT, TINY, large_init
-from training.export import export_onnx, export_qwen3, to_qwen3
+from training.export import export_gguf, export_onnx, export_qwen3, to_qwen3
 
 GREEDY = {"max_new_tokens": 24, "do_sample": False}
 
@@ -82,6 +82,36 @@ def test_twin_in_bf16_and_with_untied_output(tmp_path: Path):
 def test_classic_has_no_twin():
     with pytest.raises(ValueError, match="norm_type is 'layernorm', must be 'rmsnorm'"):
         to_qwen3(TinyStoryForCausalLM(TinyStoryConfig(**TINY)))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gguf_holds_the_model_and_its_tokenizer(tokenizer, stories, tmp_path: Path, tied: bool):
+    changes = {"vocab_size": len(tokenizer), "tie_word_embeddings": tied}
+    model = TinyStoryForCausalLM(TinyStoryConfig(**TINY | MODERN | changes)).eval()
+    large_init(model, std=0.3)
+    assert_gguf_is(model, tokenizer, stories, tmp_path)
+
+
+def test_gguf_of_the_trained_model(trained_model, tokenizer, stories, tmp_path: Path):
+    assert_gguf_is(trained_model, tokenizer, stories, tmp_path)
+
+
+def assert_gguf_is(model: TinyStoryForCausalLM, tokenizer, stories: list[str], folder: Path) -> None:
+    """transformers' own reader finds the same tokens, the same norms, and logits as near as 8 bits are."""
+    export_gguf(model, tokenizer, folder)
+    source = {"pretrained_model_name_or_path": folder, "gguf_file": "model-q8_0.gguf"}
+    read_tokenizer = AutoTokenizer.from_pretrained(**source)
+    read = AutoModelForCausalLM.from_pretrained(**source, config=to_qwen3(model).config, dtype=torch.float32).eval()
+    assert torch.equal(read.model.norm.weight, model.model.norm.weight)
+    assert torch.equal(
+        read.model.layers[1].self_attn.k_norm.weight, model.model.decoder_layers[1].self_attn.k_norm.weight
+    )
+    for story in [*stories, "Zoë said: 12 cats couldn't\n\nsleep \U0001f600"]:
+        ids = tokenizer(story, return_tensors="pt")
+        assert read_tokenizer(story)["input_ids"] == ids["input_ids"][0].tolist()
+        with torch.no_grad():
+            ours, theirs = model(**ids).logits, read(**ids).logits
+        assert 0 < (theirs - ours).norm() < 0.03 * ours.norm()
 
 
 def test_command_says_what_is_wrong(tmp_path: Path):
