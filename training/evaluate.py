@@ -21,6 +21,7 @@ from training.data import load_stories, normalise_story
 from training.endings import (
     BANDS,
     Judge,
+    Pair,
     force,
     kept,
     make_pairs,
@@ -97,9 +98,7 @@ def endings(tell: Pipeline, judge: Judge, validation: list[str], training: list[
     (folder / "results.json").write_text(json.dumps(results, indent=2, default=str))
     (folder / "table.md").write_text(endings_table(results))
     draw_endings(results, folder / "endings.png")
-    picks = [pairs[i] for i in range(0, len(pairs), max(1, len(pairs) // 30))]
-    pages = [f"**{p.start} … {p.end}** ({p.band})\n\n" + quote(stories["sampled"][pairs.index(p)]) for p in picks[:30]]
-    (folder / "stories.md").write_text("\n\n".join(pages) + "\n")
+    (folder / "stories.md").write_text(unpicked(pairs, stories["sampled"]))
     print(endings_table(results))
 
 
@@ -121,6 +120,12 @@ def endings_table(results: dict[str, Any]) -> str:
     lines += [f"| {name} | {' | '.join(values.get(band, '-') for band in BANDS)} |" for name, values in rows]
     repeats = ", ".join(f"{name} {100 * value:.1f} %" for name, value in results["repeated four-grams"].items())
     return "\n".join(lines) + f"\n\nRepeated four-grams: {repeats}.\n"
+
+
+def unpicked(pairs: list[Pair], texts: list[str], count: int = 30) -> str:
+    """Stories at even distances, as a Markdown page."""
+    told = list(zip(pairs, texts, strict=True))[:: max(1, len(pairs) // count)][:count]
+    return "\n\n".join(f"**{p.start} … {p.end}** ({p.band})\n\n{quote(text)}" for p, text in told) + "\n"
 
 
 def quote(text: str) -> str:

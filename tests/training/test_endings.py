@@ -12,6 +12,7 @@ from tests.conftest import ROOT, STORIES_FILE
 from training.endings import (
     BANDS,
     Judge,
+    Pair,
     band_of,
     force,
     last_sentence,
@@ -19,6 +20,7 @@ from training.endings import (
     make_pairs,
     repeated_four_grams,
 )
+from training.evaluate import unpicked
 from training.scoring import score_stories
 
 
@@ -81,3 +83,11 @@ def test_the_command_writes_table_figure_and_stories(tmp_path: Path):
     assert (tmp_path / "endings.png").stat().st_size > 10_000
     assert "last sentence, bits per byte: sampled" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "stories.md").read_text().startswith("**")
+
+
+def test_equal_pairs_show_a_story_each():
+    pairs = [Pair("phrases", "Once", "at home")] * 6
+    page = unpicked(pairs, [f"Story {number} at home." for number in range(6)], count=3)
+    assert [line for line in page.splitlines() if line.startswith(">")] == [
+        f"> Story {number} at home.  " for number in (0, 2, 4)
+    ]
