@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from gguf import GGUFReader
 from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -99,6 +100,9 @@ def test_gguf_of_the_trained_model(trained_model, tokenizer, stories, tmp_path: 
 def assert_gguf_is(model: TinyStoryForCausalLM, tokenizer, stories: list[str], folder: Path) -> None:
     """transformers' own reader finds the same tokens, the same norms, and logits as near as 8 bits are."""
     export_gguf(model, tokenizer, folder)
+    fields = GGUFReader(folder / "model-q8_0.gguf").fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == tokenizer.bos_token_id
     source = {"pretrained_model_name_or_path": folder, "gguf_file": "model-q8_0.gguf"}
     read_tokenizer = AutoTokenizer.from_pretrained(**source)
     read = AutoModelForCausalLM.from_pretrained(**source, config=to_qwen3(model).config, dtype=torch.float32).eval()
@@ -108,7 +112,9 @@ def assert_gguf_is(model: TinyStoryForCausalLM, tokenizer, stories: list[str], f
     )
     for story in [*stories, "Zoë said: 12 cats couldn't\n\nsleep \U0001f600"]:
         ids = tokenizer(story, return_tensors="pt")
-        assert read_tokenizer(story)["input_ids"] == ids["input_ids"][0].tolist()
+        # Without <sos>, which transformers 5.17 does not read from the file.
+        text_ids = read_tokenizer(story, add_special_tokens=False)["input_ids"]
+        assert text_ids == ids["input_ids"][0, 1:].tolist()
         with torch.no_grad():
             ours, theirs = model(**ids).logits, read(**ids).logits
         assert 0 < (theirs - ours).norm() < 0.03 * ours.norm()
