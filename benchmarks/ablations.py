@@ -104,6 +104,11 @@ VARIANTS: dict[str, Variant] = {
     "4 rows an update": Variant(fields={"batch_rows": 4, "num_steps": 2 * UPDATES}),
     "16 rows an update": Variant(fields={"batch_rows": 16, "num_steps": UPDATES // 2}),
     "weight decay 0.5": Variant(fields={"weight_decay": 0.5}),
+    "weight decay 1": Variant(fields={"weight_decay": 1.0}),
+    "weight decay 0.5, 4 rows an update": Variant(
+        fields={"weight_decay": 0.5, "batch_rows": 4, "num_steps": 2 * UPDATES}
+    ),
+    "weight decay 0.5, twice the tokens": Variant(fields={"weight_decay": 0.5, "num_steps": 2 * UPDATES}),
     "few stories": Variant(share=FEW),
     "few stories, dropout 0.1": Variant(share=FEW, fields={"dropout": 0.1}),
     "few stories, weight decay 0.5": Variant(share=FEW, fields={"weight_decay": 0.5}),
@@ -188,7 +193,7 @@ def cosine_factor(step: int, num_steps: int, warmup_steps: int) -> float:
 
 
 def run(variant: Variant, seed: int, stories: Dataset, validation: list[str], path: Path) -> None:
-    """Train one variant and write its lines to `path`: each update's tokens, seconds, loss; at the end its score."""
+    """Train one variant and write its scores, on the way and at the end, to `path`, with tokens, seconds and loss."""
     config = TrainingConfig(
         output_dir="-", tokenizer=str(ROOT / "modeling"), seed=seed,
         **{"batch_rows": BATCH_ROWS, "micro_batch_rows": BATCH_ROWS, "row_length": ROW_LENGTH, "num_steps": UPDATES,
@@ -251,7 +256,7 @@ def run(variant: Variant, seed: int, stories: Dataset, validation: list[str], pa
         "parameters": sum(p.numel() for p in model.parameters()),
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines if "bits_per_byte" in line))
 
 
 def run_all(arguments: argparse.Namespace) -> None:
