@@ -1,0 +1,44 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from modeling.configuration_tiny_story import TinyStoryConfig
+from modeling.modeling_tiny_story import TinyStoryForCausalLM
+from tests.conftest import MODERN, ROOT, TINY, large_init
+from training.average import average
+from training.checkpoint import save_released
+
+
+def small(scale: float, **changes: object) -> TinyStoryForCausalLM:
+    model = TinyStoryForCausalLM(TinyStoryConfig(**TINY | MODERN | changes)).eval()
+    large_init(model, std=scale)
+    return model
+
+
+def test_the_command_writes_the_mean_and_it_loads(tokenizer, tmp_path: Path):
+    for number, scale in enumerate((0.25, 0.5, 1.5)):  # the mean of three: 0.75 of the same random numbers
+        save_released(small(scale, vocab_size=len(tokenizer)), tokenizer, tmp_path / str(number))
+    command = [sys.executable, "-m", "training.average", *(str(tmp_path / str(n)) for n in range(3))]
+    subprocess.run([*command, "--to", str(tmp_path / "mean")], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    expected = small(0.75, vocab_size=len(tokenizer)).state_dict()
+    for name, weight in load_file(tmp_path / "mean" / "model.safetensors").items():
+        torch.testing.assert_close(weight.float(), expected[name], rtol=0.02, atol=1e-3)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "mean", trust_remote_code=True)
+    assert read.dtype == torch.float32
+
+
+def test_a_mean_of_one_model_twice_is_the_model():
+    ids = torch.arange(3, 40)[None]
+    assert torch.equal(average([small(0.5), small(0.5)])(ids).logits, small(0.5)(ids).logits)
+
+
+def test_models_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="feed_forward"):
+        average([small(0.5), small(0.5, intermediate_size=64)])
+    with pytest.raises(ValueError, match=r"None in another|is None in the first"):
+        average([small(0.5), small(0.5, num_hidden_layers=2)])
