@@ -20,18 +20,21 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        if bf16_is_fast() or closure is not None:
+        if bf16_is_fast():
             return super().step(closure)
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
+            parameters: list[torch.Tensor] = []
+            grads: list[torch.Tensor] = []
+            buffers: list[torch.Tensor] = []
+            self._init_group(group, parameters, grads, buffers)
             momentum, lr = group["momentum"], group["lr"]
-            for parameter in group["params"]:
-                if (grad := parameter.grad) is None:
-                    continue
-                buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(grad))
+            for parameter, grad, buffer in zip(parameters, grads, buffers, strict=True):
                 buffer.lerp_(grad, 1 - momentum)
                 update = orthogonal(grad.lerp(buffer, momentum), group["ns_coefficients"], group["ns_steps"])
                 parameter.mul_(1 - lr * group["weight_decay"])
                 parameter.add_(update, alpha=-lr * max(1, grad.shape[0] / grad.shape[1]) ** 0.5)
+        return loss
 
 
 def orthogonal(matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int) -> torch.Tensor:
