@@ -1,47 +1,50 @@
-"""The two ways to run the decoder one token after another: through the model itself, or in int8 on a processor.
+"""The ways to run the decoder one token after another: through the model itself, or in int8 on a processor.
 
-Both hold a batch of rows with a key/value cache and speak the same few verbs: `start`, `step`, `extend`, `keep`,
-`fork`. `open_decoder` chooses: on a processor, one row's time goes into reading the weights, and int8 weights are read
-four times as fast as fp32 ones.
-
-`Int8Decoder` keeps weights as int8 with a scale for each output channel. A matrix reads and writes bf16; everything
-between the matrices, the cache too, is fp32. The kernels it uses treat each row on its own, in the same order whatever
-stands beside it, so a row gets the same bits alone and in a batch; padding to whole blocks keeps it so.
+All hold a batch of rows with a key/value cache and speak the same few verbs: `start`, `step`, `extend`, `keep`,
+`fork`. `open_decoder` chooses: on a processor, one row's time goes into reading the weights and into the price of
+many small operations. int8 weights are read four times as fast as fp32 ones; the native decoder does a step in one
+operation.
 """
 
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
-from torch.nn.functional import layer_norm, relu, silu
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-Precision = Literal["auto", "int8", "full"]
-BLOCK = 64  # the int8 decoder attends over a whole number of blocks of so many tokens
+from .int8_tiny_story import Int8Decoder, Int8Weights
+from .native_tiny_story import NativeDecoder, NativeWeights, library
+
+Precision = Literal["auto", "native", "int8", "full"]
 
 
 def open_decoder(model: PreTrainedModel, precision: Precision = "auto") -> "Decoder":
     """A decoder without rows.
 
     Args:
-        precision: "full" runs the model as it was loaded, "int8" the int8 decoder, "auto" int8 where it is faster: on
-            an x86 processor with AVX2 or AVX-512.
+        precision: "full" runs the model as it was loaded, "int8" the int8 decoder in PyTorch, "native" the int8
+            decoder in C, which needs a C compiler; "auto" the fastest there is: on a processor native where there is a
+            compiler, else int8 where PyTorch is fast at it, on x86 with AVX2 or AVX-512.
 
     Raises:
-        ValueError: int8 is asked for and the model is not on a processor, or precision is another word.
+        ValueError: int8 or native is asked for and the model is not on a processor, or there is no compiler, or
+            precision is another word.
     """
     on_cpu = model.device.type == "cpu"
-    if precision not in ("auto", "int8", "full"):
-        raise ValueError(f'precision must be "auto", "int8" or "full", got {precision!r}')
-    if precision == "int8" and not on_cpu:
-        raise ValueError(f'precision "int8" runs on a processor; the model is on {model.device}: use "full"')
-    if precision == "int8" or (
-        precision == "auto" and on_cpu and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    ):
-        return Int8Decoder(_packed(model))
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    if precision in ("native", "int8") and not on_cpu:
+        raise ValueError(f'precision "{precision}" runs on a processor; the model is on {model.device}: use "full"')
+    if precision == "native" or (precision == "auto" and on_cpu):
+        if library() is not None:
+            return NativeDecoder(_packed(model, NativeWeights))
+        if precision == "native":
+            raise ValueError('precision "native" needs a C compiler (cc, or what CC names): use "auto" or "int8"')
+    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    if precision == "int8" or (precision == "auto" and on_cpu and fast):
+        return Int8Decoder(_packed(model, Int8Weights))
     return FullDecoder(model)
 
 
@@ -97,234 +100,16 @@ class FullDecoder:
         return logits.float().cpu()
 
 
-def unit_norm(x: torch.Tensor) -> torch.Tensor:
-    """x / its length over the last dimension: an RMS norm up to the square root of its width. The norm's epsilon is
-    left out: it stands beside squares a million times larger."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=1e-12)
-
-
-class Int8Linear:
-    """y = x W^T + b with int8 weights (out, in) and a bf16 scale for each output."""
-
-    def __init__(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]):
-        weight = torch.cat([w.detach().float() for w in weights])  # (out, in)
-        self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).bfloat16()  # (out,)
-        # Rounded to the scale as it is stored: what the scale's own rounding loses is not lost twice.
-        self.weight = (weight / self.scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-        self.bias = None if biases[0] is None else torch.cat([b.detach().float() for b in biases]).bfloat16()
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x (rows, in) in fp32 or bf16 -> (rows, out) in bf16."""
-        y = torch._weight_int8pack_mm(x.to(torch.bfloat16), self.weight, self.scale)
-        return y if self.bias is None else y + self.bias
-
-
-def whole_blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK) * BLOCK
-
-
-Norm = tuple[torch.Tensor, torch.Tensor | None]  # gain and bias
-
-
-class Int8Layer:
-    """The packed weights of a `DecoderLayer`; matrices that read the same input are one."""
-
-    def __init__(self, layer: Any, config: PreTrainedConfig):
-        attention, feed_forward = layer.self_attn, layer.feed_forward
-        # The scaling of the scores goes into the queries' norm, or else into their weights.
-        scale_weights = 1.0 if config.qk_norm else attention.scaling
-        query, key, value = attention.W_q, attention.W_k, attention.W_v
-        query_bias = None if query.bias is None else query.bias * scale_weights
-        self.qkv = Int8Linear(
-            [query.weight * scale_weights, key.weight, value.weight], [query_bias, key.bias, value.bias]
-        )
-        self.out = Int8Linear([attention.W_o.weight], [attention.W_o.bias])
-        inner = [feed_forward.gate, feed_forward.fc1] if feed_forward.gated else [feed_forward.fc1]
-        self.inner = Int8Linear([x.weight for x in inner], [x.bias for x in inner])
-        self.outer = Int8Linear([feed_forward.fc2.weight], [feed_forward.fc2.bias])
-        self.norm1, self.norm2 = pack_norm(layer.norm1), pack_norm(layer.norm2)
-        if config.qk_norm:
-            gains = [attention.q_norm.weight * attention.scaling] * config.num_attention_heads
-            gains += [attention.k_norm.weight] * config.num_key_value_heads
-            # Both norms in one: (heads + kv_heads, head_dim).
-            self.qk_gain = torch.stack([gain.detach().float() for gain in gains]) * config.head_dim**0.5
-
-
-def pack_norm(norm: Any) -> Norm:
-    gain, bias = norm.weight.detach().float(), getattr(norm, "bias", None)
-    if bias is None:
-        return gain * len(gain) ** 0.5, None  # for `unit_norm`
-    return gain.clone(), bias.detach().float().clone()
-
-
-class Int8Weights:
-    """A model's weights packed for `Int8Decoder`, and the tables of its positions."""
-
-    def __init__(self, model: PreTrainedModel):
-        config = model.config
-        # A plain copy: every read of a transformers config runs Python code, 5 % of a step in all.
-        self.config = SimpleNamespace(**config.to_dict())
-        decoder: Any = model.model
-        self.embedding = decoder.decoder_embedding.weight.detach().float().clone()
-        self.layers = [Int8Layer(layer, config) for layer in decoder.decoder_layers]
-        self.norm = pack_norm(decoder.norm) if config.norm_position == "pre" else None
-        self.head = Int8Linear([model.fc.weight], [model.fc.bias])
-
-        positions = torch.arange(config.max_position_embeddings)[None]
-        if config.position_type == "rope":
-            cos, sin = decoder.rotary_emb(self.embedding, positions)
-            self.cos = cos[0, :, None].float()  # (positions, 1, head_dim)
-            half = config.head_dim // 2  # the sign of the rotation goes into the table
-            self.sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[0, :, None].float()
-        else:
-            empty = torch.zeros(1, config.max_position_embeddings, config.hidden_size)
-            self.sinusoids = decoder.positional_encoding(empty, positions)[0]  # (positions, hidden)
-
-
-class Int8Decoder:
-    """Rows of different lengths, each from the left, in caches (rows, kv_heads, capacity, head_dim)."""
-
-    def __init__(self, weights: Int8Weights):
-        self.weights = weights
-        self.config = weights.config
-        self.lengths: list[int] = []
-        self.caches: list[torch.Tensor] = []  # keys and values of the first layer, of the second, ...
-
-    def start(self, prompts: Sequence[list[int]], room: int = 0) -> torch.Tensor:
-        parts, logits = [], []
-        for prompt in prompts:  # one at a time: bit for bit what each gets alone
-            part = Int8Decoder(self.weights)
-            part.lengths, part.caches = [0], part._empty(1, len(prompt))
-            logits.append(part.extend([prompt], last_only=True)[:, -1])
-            parts.append(part)
-        self.lengths = [part.lengths[0] for part in parts]
-        self.caches = self._empty(len(parts), max(self.lengths) + room)
-        for row, part in enumerate(parts):
-            self._take(row, part, 0)
-        return torch.cat(logits)
-
-    def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        return self.extend([[token] for token in tokens])[:, -1]
-
-    def extend(self, rows: Sequence[list[int]], last_only: bool = False) -> torch.Tensor:
-        ids = torch.tensor(rows)  # (rows, time)
-        count, time = ids.shape
-        self._reserve(time)
-        lengths = torch.tensor(self.lengths)
-        positions = lengths[:, None] + torch.arange(time)  # (rows, time)
-        unseen = torch.arange(whole_blocks(max(self.lengths) + time)) > positions[..., None]
-        mask = torch.zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None]  # (rows, 1, time, context)
-        hidden = self.weights.embedding[ids]  # (rows, time, hidden)
-        rotary = self.config.position_type == "rope"
-        rotation = (self.weights.cos[positions], self.weights.sin[positions]) if rotary else None
-        if not rotary:
-            hidden = hidden + self.weights.sinusoids[positions]
-        for index in range(len(self.weights.layers)):
-            hidden = self._layer(index, hidden, positions, rotation, mask)
-        self.lengths = [length + time for length in self.lengths]
-        if last_only:
-            hidden = hidden[:, -1:]
-        if self.weights.norm is not None:
-            hidden = self._norm(hidden, self.weights.norm)
-        return self.weights.head(hidden.flatten(0, 1)).float().unflatten(0, (count, -1))
-
-    def keep(self, rows: list[int]) -> None:
-        self.lengths = [self.lengths[row] for row in rows]
-        in_place = all(row >= place for place, row in enumerate(rows))  # no row is read after it was written over
-        for index, cache in enumerate(self.caches):
-            if in_place:
-                for place, row in enumerate(rows):
-                    if row != place:
-                        cache[place] = cache[row]
-            self.caches[index] = cache[: len(rows)] if in_place else cache[rows]
-
-    def fork(self, rows: list[int], cut: list[int] | None = None, room: int = 0) -> "Int8Decoder":
-        fork = Int8Decoder(self.weights)
-        fork.lengths = [self.lengths[row] - tokens for row, tokens in zip(rows, cut or [0] * len(rows), strict=True)]
-        fork.caches = self._empty(len(rows), max(fork.lengths) + room)
-        for place, row in enumerate(rows):
-            fork._take(place, self, row)
-        return fork
-
-    def _take(self, place: int, other: "Int8Decoder", row: int) -> None:
-        """Copy another decoder's row, as far as there is room, straight from cache to cache."""
-        for mine, theirs in zip(self.caches, other.caches, strict=True):
-            width = min(mine.shape[2], theirs.shape[2])
-            mine[place, :, :width] = theirs[row, :, :width]
-
-    def _empty(self, rows: int, tokens: int) -> list[torch.Tensor]:
-        """Caches for so many tokens; zeros, because what is not written yet is weighed with zero."""
-        shape = (rows, self.config.num_key_value_heads, whole_blocks(tokens), self.config.head_dim)
-        return [torch.zeros(shape) for _ in range(2 * len(self.weights.layers))]
-
-    def _reserve(self, more: int) -> None:
-        needed = max(self.lengths) + more
-        if self.caches[0].shape[2] < needed:
-            old, self.caches = self.caches, self._empty(len(self.lengths), needed + BLOCK)
-            for mine, theirs in zip(self.caches, old, strict=True):
-                mine[:, :, : theirs.shape[2]] = theirs
-
-    def _norm(self, hidden: torch.Tensor, norm: Norm) -> torch.Tensor:
-        if self.config.norm_type == "layernorm":
-            return layer_norm(hidden, hidden.shape[-1:], *norm, self.config.norm_eps)
-        return unit_norm(hidden) * norm[0]
-
-    def _layer(
-        self,
-        index: int,
-        hidden: torch.Tensor,
-        positions: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor] | None,
-        mask: torch.Tensor,
-    ) -> torch.Tensor:
-        """hidden (rows, time, hidden) in fp32 -> the same; as `DecoderLayer` in modeling_tiny_story.py."""
-        config, layer = self.config, self.weights.layers[index]
-        pre_norm = config.norm_position == "pre"
-        rows, time, width = hidden.shape
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-
-        inputs = self._norm(hidden, layer.norm1) if pre_norm else hidden
-        qkv = layer.qkv(inputs.view(-1, width)).float().view(rows, time, heads + 2 * kv_heads, config.head_dim)
-        qk, value = qkv[:, :, : heads + kv_heads], qkv[:, :, heads + kv_heads :]
-        if config.qk_norm:
-            qk = unit_norm(qk) * layer.qk_gain
-        if rotation is not None:
-            qk = torch.addcmul(qk * rotation[0], qk.roll(config.head_dim // 2, -1), rotation[1])
-        keys, values = (cache[:, :, : mask.shape[-1]] for cache in self.caches[2 * index : 2 * index + 2])
-        if rows == 1:
-            at = slice(self.lengths[0], self.lengths[0] + time)
-            keys[:, :, at], values[:, :, at] = qk[:, :, heads:].transpose(1, 2), value.transpose(1, 2)
-        else:
-            row = torch.arange(rows)[:, None]
-            keys[row, :, positions], values[row, :, positions] = qk[:, :, heads:], value
-        if heads != kv_heads:
-            keys, values = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (keys, values))
-        scores = qk[:, :, :heads].transpose(1, 2) @ keys.transpose(2, 3)  # (rows, heads, time, context)
-        mixed = scores.add_(mask).softmax(-1) @ values  # (rows, heads, time, head_dim)
-        hidden = hidden + layer.out(mixed.transpose(1, 2).reshape(rows * time, -1)).view(rows, time, width)
-        if not pre_norm:
-            hidden = self._norm(hidden, layer.norm1)
-
-        inputs = self._norm(hidden, layer.norm2) if pre_norm else hidden
-        inner = layer.inner(inputs.view(-1, width))
-        if config.hidden_act == "swiglu":
-            gate, inner = inner.chunk(2, dim=-1)
-            inner = silu(gate) * inner
-        else:
-            inner = relu(inner)
-        hidden = hidden + layer.outer(inner).view(rows, time, width)
-        return hidden if pre_norm else self._norm(hidden, layer.norm2)
-
-
 Decoder = FullDecoder | Int8Decoder
 
 _PACKED: "WeakKeyDictionary[PreTrainedModel, tuple[int, Int8Weights]]" = WeakKeyDictionary()
 
 
-def _packed(model: PreTrainedModel) -> Int8Weights:
+def _packed(model: PreTrainedModel, kind: type[Int8Weights]) -> Any:
     """The model's packed weights, packed again after its weights have changed in place."""
     version = sum(0 if p.is_inference() else p._version for p in model.parameters())
-    if model not in _PACKED or _PACKED[model][0] != version:
+    known = _PACKED.get(model)
+    if known is None or known[0] != version or type(known[1]) is not kind:
         with torch.inference_mode():
-            _PACKED[model] = (version, Int8Weights(model))
-    return _PACKED[model][1]
+            known = _PACKED[model] = (version, kind(model))
+    return known[1]

@@ -1,4 +1,4 @@
-"""The two decoders agree with the model, with each other, and with themselves alone, in a batch and in a fork."""
+"""The decoders agree with the model, with each other, and with themselves alone, in a batch and in a fork."""
 
 import math
 
@@ -6,14 +6,19 @@ import pytest
 import torch
 from torch import nn
 
+from modeling import native_tiny_story
 from modeling.configuration_tiny_story import TinyStoryConfig
-from modeling.decoder_tiny_story import FullDecoder, Int8Decoder, Int8Linear, open_decoder
+from modeling.decoder_tiny_story import FullDecoder, Int8Decoder, NativeDecoder, open_decoder
+from modeling.int8_tiny_story import Int8Linear
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from tests.conftest import RECIPES, large_init
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], list(range(20, 90)), [40, 41, 42]]
 STEPS = torch.randint(3, 99, (80, 4), generator=torch.Generator().manual_seed(2)).tolist()
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+COMPILER = native_tiny_story.library() is not None
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(not COMPILER, reason="no C compiler"))
+both_int8 = pytest.mark.parametrize("precision", ["int8", NATIVE])
 
 
 @pytest.fixture(params=RECIPES)
@@ -51,31 +56,35 @@ def test_full_decoder_equals_the_forward_pass(tiny_model):
         torch.testing.assert_close(torch.stack([x[row] for x in told]), expected, atol=1e-3, rtol=1e-4)
 
 
-def test_int8_decoder_follows_the_full_one(int8_model):
-    full, int8 = (torch.stack(run(open_decoder(int8_model, p), [0, 1, 2, 3])) for p in ("full", "int8"))
-    assert agreement(int8, full) > 0.999
+@both_int8
+def test_int8_decoder_follows_the_full_one(int8_model, precision: str):
+    full, int8 = (torch.stack(run(open_decoder(int8_model, p), [0, 1, 2, 3])) for p in ("full", precision))
+    # The native decoder rounds activations to 14 bits, not to 8.
+    assert agreement(int8, full) > (0.999 if precision == "int8" else 0.999999)
 
 
-def test_int8_decoder_follows_the_trained_model(trained_model, tokenizer, stories):
+@both_int8
+def test_int8_decoder_follows_the_trained_model(trained_model, tokenizer, stories, precision: str):
     ids = tokenizer(stories[0])["input_ids"]
     with torch.inference_mode():
         full = trained_model(torch.tensor([ids])).logits[0]
-        int8 = open_decoder(trained_model, "int8")
+        int8 = open_decoder(trained_model, precision)
         told = torch.cat((int8.start([ids[:4]])[0][None], int8.extend([ids[4:]])[0]))
     full = full[3:].log_softmax(-1)
     divergence = (full.exp() * (full - told.log_softmax(-1))).sum(-1).mean()  # nats per token
     assert 0 <= divergence < 0.005
 
 
-def test_int8_rows_are_the_same_bits_alone_and_in_a_batch(int8_model):
-    batch = run(open_decoder(int8_model, "int8"), [0, 1, 2, 3])
+@both_int8
+def test_int8_rows_are_the_same_bits_alone_and_in_a_batch(int8_model, precision: str):
+    batch = run(open_decoder(int8_model, precision), [0, 1, 2, 3])
     for row in range(4):
-        alone = run(open_decoder(int8_model, "int8"), [row])
+        alone = run(open_decoder(int8_model, precision), [row])
         assert all(torch.equal(together[row], single[0]) for together, single in zip(batch, alone, strict=True))
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("precision", ["full", "int8"])
+@pytest.mark.parametrize("precision", ["full", "int8", NATIVE])
 def test_forks_and_kept_rows_go_on_as_if_alone(int8_model, precision: str):
     decoder = open_decoder(int8_model, precision)
     decoder.start(PROMPTS)
@@ -105,19 +114,84 @@ def test_int8_linear_is_as_fine_as_its_steps():
     assert error.mean() < 0.05
 
 
-def test_changed_weights_are_packed_again(int8_model):
-    before = run(open_decoder(int8_model, "int8"), [0])[0]
+@both_int8
+def test_changed_weights_are_packed_again(int8_model, precision: str):
+    before = run(open_decoder(int8_model, precision), [0])[0]
     with torch.no_grad():
         int8_model.fc.weight.mul_(2)
-    after = run(open_decoder(int8_model, "int8"), [0])[0]
+    after = run(open_decoder(int8_model, precision), [0])[0]
     assert (after - before).abs().max() > 0.1
+
+
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C compiler")
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_native_steps_and_threads_give_the_same_bits(int8_model):
+    """One token after another or all at once, on one thread or on three."""
+    ids, threads = PROMPTS[2], torch.get_num_threads()
+    once = open_decoder(int8_model, "native")
+    once.start([ids[:1]])
+    expected = once.extend([ids[1:]])[0]
+    try:
+        for torch_threads in (1, 3):
+            torch.set_num_threads(torch_threads)
+            steps = open_decoder(int8_model, "native")
+            steps.start([ids[:1]])
+            assert torch.equal(torch.stack([steps.step([token])[0] for token in ids[1:]]), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_compiler
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"hidden_size": 36, "num_attention_heads": 3, "intermediate_size": 50},  # no whole number of the kernel's lanes
+        {"num_key_value_heads": 1, "position_type": "rope", "qk_norm": True},
+        {"norm_type": "rmsnorm", "hidden_act": "swiglu"},
+        {"norm_position": "pre", "use_bias": False, "vocab_size": 101},
+    ],
+)
+def test_native_decoder_knows_every_part_of_the_model(shape: dict):
+    config = TinyStoryConfig(**{**RECIPES["classic"], **shape})
+    model = TinyStoryForCausalLM(config).eval()
+    large_init(model, 0.1)
+    full, native = (torch.stack(run(open_decoder(model, p), [0, 1, 2, 3])) for p in ("full", "native"))
+    assert agreement(native, full) > 0.999  # what is left is the rounding of weights to int8
+
+
+@needs_compiler
+def test_native_decoder_refuses_to_leave_the_context(tiny_model):
+    decoder = open_decoder(tiny_model, "native")
+    decoder.start([[5] * tiny_model.config.max_position_embeddings])
+    with pytest.raises(IndexError, match="context"):
+        decoder.step([5])
+
+
+def test_without_a_compiler_pytorch_decodes(tiny_model, monkeypatch, tmp_path):
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho no such processor >&2\nexit 1\n")
+    broken.chmod(0o755)
+    for compiler in (str(tmp_path / "missing"), str(broken)):
+        monkeypatch.setenv("CC", compiler)
+        native_tiny_story.library.cache_clear()
+        try:
+            assert not isinstance(open_decoder(tiny_model), NativeDecoder)
+            with pytest.raises(ValueError, match="needs a C compiler"):
+                open_decoder(tiny_model, "native")
+        finally:
+            native_tiny_story.library.cache_clear()
 
 
 def test_precision_is_chosen_and_refused(tiny_model):
     assert isinstance(open_decoder(tiny_model, "full"), FullDecoder)
-    assert isinstance(open_decoder(tiny_model, "int8"), Int8Decoder)
+    assert type(open_decoder(tiny_model, "int8")) is Int8Decoder
     fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    assert isinstance(open_decoder(tiny_model), Int8Decoder if fast else FullDecoder)
+    best = NativeDecoder if COMPILER else Int8Decoder if fast else FullDecoder
+    assert type(open_decoder(tiny_model)) is best
     with pytest.raises(ValueError, match="precision must be"):
         open_decoder(tiny_model, "int3")
     with pytest.raises(ValueError, match='use "full"'):

@@ -115,8 +115,8 @@ def test_a_story_is_continued_to_a_new_ending(tell: Pipeline):
     assert "".join(pieces) == second["story"]
 
 
-def test_both_precisions_keep_the_contract(tell: Pipeline):
-    for precision in ("full", "int8"):
+def test_every_precision_keeps_the_contract(tell: Pipeline):
+    for precision in ("full", "int8", "auto"):
         batch = tell(["She", "The old dragon"], end="home", max_words=30, seed=3, precision=precision)
         alone = tell("The old dragon", end="home", max_words=30, seed=4, precision=precision)
         assert batch[1] == alone and ends_with(alone["story"], "home")
