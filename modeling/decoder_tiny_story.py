@@ -84,8 +84,9 @@ class FullDecoder:
         `start`."""
         fork = FullDecoder(self.model)
         fork.mask = self.mask[rows]
-        for row, tokens in enumerate(cut or []):
-            fork.mask[row, fork.mask.shape[1] - tokens :] = 0
+        if cut is not None:
+            from_here = fork.mask.flip(1).cumsum(1).flip(1)  # tokens from each place on
+            fork.mask[from_here <= torch.tensor(cut, device=self.model.device)[:, None]] = 0
         index = torch.tensor(rows, device=self.model.device)
         for number, layer in enumerate(self.cache.layers):
             fork.cache.update(layer.keys[index], layer.values[index], number)

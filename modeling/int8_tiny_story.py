@@ -176,8 +176,12 @@ class Int8Decoder:
         shape = (rows, self.config.num_key_value_heads, whole_blocks(tokens), self.config.head_dim)
         return [torch.zeros(shape) for _ in range(2 * len(self.weights.layers))]
 
+    def _own(self) -> int:
+        """Tokens of the longest row in its own cache."""
+        return max(self.lengths)
+
     def _reserve(self, more: int) -> None:
-        needed = max(self.lengths) + more
+        needed = self._own() + more
         if self.caches[0].shape[2] < needed:
             old, self.caches = self.caches, self._empty(len(self.lengths), needed + BLOCK)
             for mine, theirs in zip(self.caches, old, strict=True):

@@ -165,17 +165,18 @@ static void place_head(const Model *m, const float *gain, int position, float *x
     }
 }
 
-/* The new tokens of one row, seen by one key/value head and the query heads that share it. */
-static void attend(const Model *m, const Layer *layer, float *keys, float *values, int length, int time, int kv_head,
-                   const float *qkv, float *mixed) {
+/* The new tokens of one row, seen by one key/value head and the query heads that share it. The row's first `shared`
+   tokens lie in another row's cache, (.., head_dim) each, the others in its own. */
+static void attend(const Model *m, const Layer *layer, const float *shared_keys, const float *shared_values, int shared,
+                   float *keys, float *values, int length, int time, int kv_head, const float *qkv, float *mixed) {
     int n = m->head_dim, group = m->heads / m->kv_heads, width = (m->heads + 2 * m->kv_heads) * n;
     float weights[length + time];
     for (int t = 0; t < time; t++) {
-        float *key = keys + (size_t)(length + t) * n;
-        memcpy(key, qkv + (size_t)t * width + (m->heads + kv_head) * n, n * sizeof(float));
-        place_head(m, layer->qk_gain ? layer->qk_gain + (m->heads + kv_head) * n : NULL, length + t, key);
-        memcpy(values + (size_t)(length + t) * n, qkv + (size_t)t * width + (m->heads + m->kv_heads + kv_head) * n,
-               n * sizeof(float));
+        size_t own = (size_t)(length - shared + t) * n;
+        const float *key = qkv + (size_t)t * width + (m->heads + kv_head) * n, *value = key + m->kv_heads * n;
+        memcpy(keys + own, key, n * sizeof(float));
+        place_head(m, layer->qk_gain ? layer->qk_gain + (m->heads + kv_head) * n : NULL, length + t, keys + own);
+        memcpy(values + own, value, n * sizeof(float));
     }
     for (int t = 0; t < time; t++)
         for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
@@ -183,22 +184,28 @@ static void attend(const Model *m, const Layer *layer, float *keys, float *value
             float query[n], *out = mixed + ((size_t)t * m->heads + head) * n, largest = -1e30f;
             memcpy(query, qkv + (size_t)t * width + head * n, n * sizeof(float));
             place_head(m, layer->qk_gain ? layer->qk_gain + head * n : NULL, length + t, query);
-            for (int c = 0; c < context; c++) weights[c] = dot(query, keys + (size_t)c * n, n);
+            for (int c = 0; c < shared; c++) weights[c] = dot(query, shared_keys + (size_t)c * n, n);
+            for (int c = shared; c < context; c++) weights[c] = dot(query, keys + (size_t)(c - shared) * n, n);
             for (int c = 0; c < context; c++) largest = weights[c] > largest ? weights[c] : largest;
             for (int c = 0; c < context; c++) weights[c] = exponential(weights[c] - largest);
             float inverse = 1 / sum(weights, context);
             memset(out, 0, n * sizeof(float));
-            for (int c = 0; c < context; c++)
-                for (int i = 0; i < n; i++) out[i] += weights[c] * values[(size_t)c * n + i];
+            for (int c = 0; c < context; c++) {
+                const float *value = c < shared ? shared_values + (size_t)c * n : values + (size_t)(c - shared) * n;
+                for (int i = 0; i < n; i++) out[i] += weights[c] * value[i];
+            }
             for (int i = 0; i < n; i++) out[i] *= inverse;
         }
 }
 
 /* Append `time` tokens to each row.
    caches: keys and values of the first layer, of the second, ..., each (rows, kv_heads, capacity, head_dim);
-   ids: (rows, time); lengths: (rows,) tokens in the cache; logits: (rows, time, vocab), or of each row's last token.
+   bases: such caches of another decoder: row r's first shared[r] tokens are those of their row base_rows[r];
+   ids: (rows, time); lengths: (rows,) tokens so far, shared ones too;
+   logits: (rows, time, vocab), or (rows, 1, vocab) of each row's last token.
    Returns 0, or 1 if there is no memory. */
-int forward(const Model *m, float *const *caches, int capacity, const int32_t *ids, const int32_t *lengths, int rows,
+int forward(const Model *m, float *const *caches, int capacity, const float *const *bases, int base_capacity,
+            const int32_t *base_rows, const int32_t *shared, const int32_t *ids, const int32_t *lengths, int rows,
             int time, int last_only, int threads, float *logits) {
     int tokens = rows * time, width = m->hidden, attention = m->heads * m->head_dim, ff = m->feed_forward;
     int widest = m->layers->out.in > m->layers->outer.in ? m->layers->out.in : m->layers->outer.in;
@@ -226,7 +233,7 @@ int forward(const Model *m, float *const *caches, int capacity, const int32_t *i
             for (int i = 0; m->sinusoids && i < width; i++) x[i] += sinusoid[i];
         }
         for (const Layer *layer = m->layers; layer < m->layers + m->num_layers; layer++) {
-            float *keys = caches[2 * (layer - m->layers)], *values = caches[2 * (layer - m->layers) + 1];
+            int at = 2 * (layer - m->layers);
             #pragma omp for schedule(static)
             for (int token = 0; token < tokens; token++) {
                 float *x = hidden + (size_t)token * width;
@@ -237,9 +244,11 @@ int forward(const Model *m, float *const *caches, int capacity, const int32_t *i
             #pragma omp for schedule(static)
             for (int i = 0; i < rows * m->kv_heads; i++) {
                 int row = i / m->kv_heads, kv_head = i % m->kv_heads;
-                size_t cache = (size_t)i * capacity * m->head_dim;
-                attend(m, layer, keys + cache, values + cache, lengths[row], time, kv_head,
-                       qkv + row * time * sizes[1], mixed + (size_t)row * time * attention);
+                size_t own = (size_t)i * capacity * m->head_dim;
+                size_t base = (size_t)(base_rows[row] * m->kv_heads + kv_head) * base_capacity * m->head_dim;
+                attend(m, layer, bases[at] + base, bases[at + 1] + base, shared[row], caches[at] + own,
+                       caches[at + 1] + own, lengths[row], time, kv_head, qkv + row * time * sizes[1],
+                       mixed + (size_t)row * time * attention);
             }
             #pragma omp for schedule(static)
             for (int token = 0; token < tokens; token++)

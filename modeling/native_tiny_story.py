@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch.nn.functional import pad
@@ -90,6 +91,14 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def _integers(values: list[int]) -> ctypes.Array:
+    return (c_int32 * len(values))(*values)
+
+
+def _pointers(tensors: list[torch.Tensor]) -> ctypes.Array:
+    return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
 class NativeWeights(Int8Weights):
     """A model's packed weights, and where the kernel finds them."""
 
@@ -143,9 +152,16 @@ class NativeWeights(Int8Weights):
 
 
 class NativeDecoder(Int8Decoder):
-    """Rows and caches as in `Int8Decoder`."""
+    """Rows and caches as in `Int8Decoder`, but a fork does not copy what its rows have read: it reads it where it is,
+    so a fork is good until the decoder it came from keeps other rows."""
 
     weights: NativeWeights
+
+    def __init__(self, weights: NativeWeights):
+        super().__init__(weights)
+        self.bases: list[torch.Tensor] = []  # another decoder's caches
+        self.base_rows: list[int] = []  # for each row, the row there that it goes on from
+        self.shared: list[int] = []  # and how many tokens of it are its own first ones
 
     def extend(self, rows: Sequence[list[int]], last_only: bool = False) -> torch.Tensor:
         kernel, config = library(), self.config
@@ -153,21 +169,45 @@ class NativeDecoder(Int8Decoder):
         count, time = len(rows), len(rows[0])
         if max(self.lengths) + time > config.max_position_embeddings:
             raise IndexError(f"more than {config.max_position_embeddings} tokens, the model's context")
+        if not self.bases:
+            self.base_rows = self.shared = [0] * count
+        bases = self.bases or self.caches
         self._reserve(time)
         logits = torch.empty(count, 1 if last_only else time, config.vocab_size)
         failed = kernel.forward(
-            ctypes.byref(self.weights.struct),
-            (c_void_p * len(self.caches))(*(cache.data_ptr() for cache in self.caches)),
-            self.caches[0].shape[2],
-            (c_int32 * (count * time))(*(token for row in rows for token in row)),
-            (c_int32 * count)(*self.lengths),
-            count,
-            time,
-            last_only,
-            torch.get_num_threads(),
-            c_void_p(logits.data_ptr()),
-        )
+            ctypes.byref(self.weights.struct), _pointers(self.caches), self.caches[0].shape[2],
+            _pointers(bases), bases[0].shape[2], _integers(self.base_rows), _integers(self.shared),
+            _integers([token for row in rows for token in row]), _integers(self.lengths), count, time, last_only,
+            torch.get_num_threads(), c_void_p(logits.data_ptr()),
+        )  # fmt: skip
         if failed:
             raise MemoryError(f"no memory to decode {count * time} tokens at once")
         self.lengths = [length + time for length in self.lengths]
         return logits
+
+    def keep(self, rows: list[int]) -> None:
+        super().keep(rows)
+        if self.bases:
+            self.base_rows, self.shared = ([x[row] for row in rows] for x in (self.base_rows, self.shared))
+
+    def fork(self, rows: list[int], cut: list[int] | None = None, room: int = 0) -> Self:
+        fork = type(self)(self.weights)
+        fork.lengths = [self.lengths[row] - tokens for row, tokens in zip(rows, cut or [0] * len(rows), strict=True)]
+        if not self.bases:
+            fork.bases, fork.base_rows, fork.shared = list(self.caches), list(rows), list(fork.lengths)
+            fork.caches = fork._empty(len(rows), room)
+            return fork
+        # A fork of a fork shares what that one shares, and copies the little that is that one's own.
+        fork.bases, fork.base_rows = self.bases, [self.base_rows[row] for row in rows]
+        fork.shared = [min(self.shared[row], length) for row, length in zip(rows, fork.lengths, strict=True)]
+        fork.caches = fork._empty(len(rows), fork._own() + room)
+        for place, row in enumerate(rows):
+            fork._take(place, self, row)
+        return fork
+
+    def _own(self) -> int:
+        return max(length - shared for length, shared in zip(self.lengths, self.shared, strict=True))
+
+    def _empty(self, rows: int, tokens: int) -> list[torch.Tensor]:
+        shape = (rows, self.config.num_key_value_heads, max(tokens, 1), self.config.head_dim)
+        return [torch.empty(shape) for _ in range(2 * len(self.weights.layers))]

@@ -95,6 +95,14 @@ def test_forks_and_kept_rows_go_on_as_if_alone(int8_model, precision: str):
         alone = open_decoder(int8_model, precision)
         alone.start([prompt])
         torch.testing.assert_close(alone.extend([[50, 51, 52]])[0], forked[row], atol=2e-3, rtol=1e-3)
+    again = fork.fork([1, 2], cut=[2, 4])  # a fork of the fork, back to before what the first one read
+    forked = again.extend([[53, 54]] * 2)
+    for row, prompt in enumerate(([*PROMPTS[2], STEPS[0][2], 50], PROMPTS[0][:-1])):
+        alone = open_decoder(int8_model, precision)
+        alone.start([prompt])
+        torch.testing.assert_close(alone.extend([[53, 54]])[0], forked[row], atol=2e-3, rtol=1e-3)
+    again.keep([1])
+    torch.testing.assert_close(again.step([55])[0], alone.step([55])[0], atol=2e-3, rtol=1e-3)
     # The fork left the decoder alone; rows may be dropped and change places.
     decoder.keep([3, 1])
     alone = open_decoder(int8_model, precision)
