@@ -64,14 +64,19 @@ class FullDecoder:
         self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
         return self._forward(torch.tensor(ids), keep=1)[:, -1]
 
-    def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Append one token to each row; logits (rows, vocab)."""
-        return self.extend([[token] for token in tokens])[:, -1]
+    def step(self, tokens: Sequence[int | None]) -> torch.Tensor:
+        """Append one token to each row, save those whose token is None; logits (rows that took one, vocab)."""
+        awake = torch.tensor([token is not None for token in tokens])
+        logits = self._append(torch.tensor([[token or 0] for token in tokens]), awake[:, None])
+        return logits[awake, -1]
 
     def extend(self, rows: Sequence[list[int]]) -> torch.Tensor:
         """Append equally many tokens to each row; logits after each of them (rows, time, vocab)."""
         ids = torch.tensor(rows)
-        self.mask = torch.cat((self.mask, self.mask.new_ones(ids.shape)), dim=1)
+        return self._append(ids, torch.ones_like(ids))
+
+    def _append(self, ids: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        self.mask = torch.cat((self.mask, seen.to(self.mask)), dim=1)
         return self._forward(ids, keep=0)
 
     def keep(self, rows: list[int]) -> None:

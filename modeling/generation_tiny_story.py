@@ -35,10 +35,11 @@ from .request_tiny_story import (
 )
 from .sampling_tiny_story import repetition_penalties, sample
 
-CANDIDATES = 6  # continuations sampled by a search
+CANDIDATES = 8  # continuations sampled by a search
 SEARCH_TEMPERATURE = 0.6  # they are sampled at, or at the story's own if that is lower
 CANDIDATE_TOKENS = 20  # their longest length
-FINALISTS = 10  # places scored in full
+FINALISTS = 24  # places scored in full, at most
+FINALISTS_AT_ONCE = 4
 TOKENS_PER_WORD = 1.4  # of TinyStories: how much room the cache gets at once
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
 TOKEN_NATS = 1.0  # a token's usual cost: what is brought in is not better for being short
@@ -280,6 +281,18 @@ def _words_needed(story: Story, missing: list[str]) -> int:
     return sum(count_words(word) for word in missing) + count_words(ending)
 
 
+@dataclass
+class _Continuation:
+    """A way on from what is written, as far as a search has sampled it."""
+
+    tokens: list[int]
+    texts: list[str]  # after so many of the tokens, from the story's first word on
+    scores: list[float]  # of so many: their log-probability, and TOKEN_NATS for each
+    first: list[list[float]]  # log-probabilities, after so many tokens read, of each spelling's first token
+    whole_word: bool
+    ended: bool = False
+
+
 def _bring_in(
     target: _Target, story: Story, decoder: Decoder, row: int, logits: np.ndarray, vocabulary: Vocabulary
 ) -> list[int]:
@@ -295,101 +308,102 @@ def _bring_in(
     room = story.words_left - _words_needed(story, story.request.missing(story.text))
 
     fork = decoder.fork([row] * CANDIDATES, room=CANDIDATE_TOKENS)
-    continuations, scores_to, first_scores = _continue(
-        story, fork, logits, vocabulary, room, [x[0] for x in spelling_ids]
-    )
-    steps = len(first_scores) - 1  # that each row of the fork has read
+    continuations = _continue(story, fork, logits, vocabulary, room, [x[0] for x in spelling_ids])
     places = []  # (score of the continuation so far and the first token, continuation, tokens of it, spelling)
-    for index, tokens in enumerate(continuations):
-        for length in range(len(tokens) + 1):
-            if tokens[:length] in [other[:length] for other in continuations[:index]]:
-                continue  # seen in an earlier continuation
-            if _may_stand(target, story, tokens, length, vocabulary, room):
-                so_far = scores_to[index][length]
-                places += [(so_far + first_scores[length][index][n], index, length, n) for n in range(len(spellings))]
+    most_words = count_words(story.text) + room
+    seen: set[tuple[int, ...]] = set()
+    for index, way in enumerate(continuations):
+        for length, firsts in enumerate(way.first):
+            path = tuple(way.tokens[:length])
+            if path in seen or not _may_stand(target, way, length, vocabulary, most_words):
+                continue
+            seen.add(path)
+            # A sentence of one word and the ending is a fragment.
+            fragment = target.final and count_words(BOUNDARY.split(way.texts[length])[-1]) < 2
+            costs = way.scores[length] - FRAGMENT_COST * fragment
+            places += [(costs + firsts[n] - CAPITAL_COST * n, index, length, n) for n in range(len(spellings))]
     places = sorted(places, key=lambda place: (-place[0], place[1:]))[:FINALISTS]
     if not places:  # nothing fits: right here
-        places = [(first_scores[0][0][0], 0, 0, 0)]
+        places = [(continuations[0].first[0][0], 0, 0, 0)]
 
-    closings = []  # for each place, the ways to close there: words + a sentence end
-    fragments = []  # whether the sentence closed there would be one word and the ending
-    for _, index, length, spelling in places:
-        stops = [""]
-        text = story.text + vocabulary.decode(continuations[index][:length])
-        fragments.append(target.final and count_words(BOUNDARY.split(text)[-1]) < 2)
-        if target.final:
-            stops = [mark] if SENTENCE_END.search(mark) else [mark + ".", mark + "!"]
-            stops = [stop + ('"' if open_quote(f"{text} {spellings[spelling]}{stop}") else "") for stop in stops]
-        closings.append([spelling_ids[spelling] + vocabulary.encode(stop) for stop in stops])
-    # One forward pass with the first way of each; how it differs from the second is read off the same logits.
-    width = max(len(ways[0]) for ways in closings)
-    branches = fork.fork(
-        [index for _, index, _, _ in places], [steps - length for _, _, length, _ in places], room=width
-    )
-    scores = log_softmax(branches.extend([ways[0] + [0] * (width - len(ways[0])) for ways in closings]).numpy())
     best: tuple[float, list[int], int] = (-np.inf, [], 0)
-    for row, ((first, index, length, spelling), ways) in enumerate(zip(places, closings, strict=True)):
-        score = first + sum(float(scores[row, at - 1, token]) for at, token in enumerate(ways[0]) if at)
-        score -= CAPITAL_COST * spelling + FRAGMENT_COST * fragments[row]
-        if target.final:
-            score += float(scores[row, len(ways[0]) - 1, vocabulary.eos])
-        for way in ways:
-            at = next((at for at, pair in enumerate(zip_longest(ways[0], way)) if pair[0] != pair[1]), 0)
-            gain = float(scores[row, at - 1, way[at]] - scores[row, at - 1, ways[0][at]]) if at else 0.0
-            if score + gain > best[0]:
-                best = (score + gain, continuations[index][:length] + way, length)
+    for number in range(0, len(places), FINALISTS_AT_ONCE):
+        some = places[number : number + FINALISTS_AT_ONCE]
+        if some[0][0] <= best[0]:
+            break  # what a place still costs only lowers its score
+        closings = []  # for each place, the ways to close there: words + a sentence end
+        for _, index, length, spelling in some:
+            stops = [""]
+            if target.final:
+                stops = [mark] if SENTENCE_END.search(mark) else [mark + ".", mark + "!"]
+                text = f"{continuations[index].texts[length]} {spellings[spelling]}"
+                stops = [stop + ('"' if open_quote(text + stop) else "") for stop in stops]
+            closings.append([spelling_ids[spelling] + vocabulary.encode(stop) for stop in stops])
+        # One forward pass with the first way of each; how it differs from the second is read off the same logits.
+        width = max(len(ways[0]) for ways in closings)
+        cuts = [len(continuations[index].first) - 1 - length for _, index, length, _ in some]
+        branches = fork.fork([index for _, index, _, _ in some], cuts, room=width)
+        scores = log_softmax(branches.extend([ways[0] + [0] * (width - len(ways[0])) for ways in closings]).numpy())
+        for row, ((first, index, length, _), ways) in enumerate(zip(some, closings, strict=True)):
+            score = first + sum(float(scores[row, at - 1, token]) for at, token in enumerate(ways[0]) if at)
+            if target.final:
+                score += float(scores[row, len(ways[0]) - 1, vocabulary.eos])
+            for close in ways:
+                at = next((at for at, pair in enumerate(zip_longest(ways[0], close)) if pair[0] != pair[1]), 0)
+                gain = float(scores[row, at - 1, close[at]] - scores[row, at - 1, ways[0][at]]) if at else 0.0
+                if score + gain > best[0]:
+                    best = (score + gain, continuations[index].tokens[:length] + close, length)
     score, tokens, length = best
     story.log_probability += score - TOKEN_NATS * length
     return tokens
 
 
-def _may_stand(
-    target: _Target, story: Story, tokens: list[int], length: int, vocabulary: Vocabulary, room: int
-) -> bool:
+def _may_stand(target: _Target, way: _Continuation, length: int, vocabulary: Vocabulary, most_words: int) -> bool:
     """Whether the words may stand after `length` of the tokens: inside a sentence, between words, within the limit."""
-    text = story.text + vocabulary.decode(tokens[:length])
-    fits = count_words(text) - count_words(story.text) <= room
+    text = way.texts[length]
     inside = (text[-1:].isalnum() or text[-1:] == ",") and "\ufffd" not in text
-    whole = length == len(tokens) or not vocabulary.joins[tokens[length]]
+    whole = length == len(way.tokens) or not vocabulary.joins[way.tokens[length]]
     # A word that stands twice in a row is no ending; the whole of a word the reader began with stays as it is.
-    return fits and inside and whole and not ends_with(text, target.words)
+    return inside and whole and count_words(text) <= most_words and not ends_with(text, target.words)
 
 
 def _continue(
     story: Story, fork: Decoder, logits: np.ndarray, vocabulary: Vocabulary, room: int, first: list[int]
-) -> tuple[list[list[int]], list[list[float]], list[list[list[float]]]]:
-    """Sample ways on to the next sentence end, one for each row of the fork.
+) -> list[_Continuation]:
+    """Sample ways on to the next sentence end, one for each row of the fork, which reads all they hold but the token
+    that ends one.
 
-    Returns:
-        the continuations' tokens; the score of each so far, [continuation][length], their log-probability and
-        TOKEN_NATS for each token; log-probabilities of the tokens `first`, [length][continuation][token].
+    Args:
+        logits: (vocab,) of the next token; first: the tokens whose log-probabilities are wanted.
     """
-    request, count = story.request, CANDIDATES
+    request = story.request
     temperature = min(request.temperature or SEARCH_TEMPERATURE, SEARCH_TEMPERATURE)
     random = story.random if request.temperature else Random(0)
-    batch = np.repeat(logits[None], count, axis=0)  # (continuations, vocab)
-    tokens: list[list[int]] = [[] for _ in range(count)]
-    ended = [False] * count
-    whole_word = np.full(count, story.whole_word)
-    scores_to = [[0.0] for _ in range(count)]
-    first_scores: list[list[list[float]]] = []
+    most_words = count_words(story.text) + room + 1
+    ways = [_Continuation([], [story.text], [0.0], [], story.whole_word) for _ in range(CANDIDATES)]
+    batch = np.repeat(logits[None], CANDIDATES, axis=0)  # (continuations not ended, vocab)
     for length in range(CANDIDATE_TOKENS + 1):
         log_probabilities = log_softmax(batch)
-        first_scores.append(log_probabilities[:, first].tolist())
-        if length == CANDIDATE_TOKENS:
-            break
-        batch = batch.copy()
         batch[:, vocabulary.special] = -np.inf
-        batch[np.ix_(whole_word, vocabulary.joins)] = -np.inf
-        drawn = [sample(row, temperature, request.top_p, random.random()) for row in batch]
-        for index, token in enumerate(drawn):
-            whole_word[index] &= not any(map(str.isspace, vocabulary.pieces[token]))
-            if not ended[index]:
-                tokens[index].append(token)
-                scores_to[index].append(scores_to[index][-1] + TOKEN_NATS + float(log_probabilities[index, token]))
-                text = vocabulary.decode(tokens[index])
-                ended[index] = bool(SENTENCE_END.search(text)) or count_words(text) > room + 1
-        if all(ended):
+        drawn: list[int | None] = [None] * CANDIDATES
+        going = [index for index, way in enumerate(ways) if not way.ended]
+        for index, row, scores in zip(going, batch, log_probabilities, strict=True):
+            way = ways[index]
+            way.first.append(scores[first].tolist())
+            if length == CANDIDATE_TOKENS:
+                continue
+            if way.whole_word:
+                row[vocabulary.joins] = -np.inf
+            token = sample(row, temperature, request.top_p, random.random())
+            piece = vocabulary.pieces[token]
+            way.tokens.append(token)
+            way.texts.append(way.texts[-1] + piece)
+            way.scores.append(way.scores[-1] + TOKEN_NATS + float(scores[token]))
+            way.whole_word &= not any(map(str.isspace, piece))
+            closed = SENTENCE_END.search(way.texts[-1][len(story.text) :])
+            way.ended = bool(closed) or count_words(way.texts[-1]) > most_words
+            drawn[index] = None if way.ended else token
+        if all(token is None for token in drawn):
             break
         batch = fork.step(drawn).numpy()
-    return tokens, scores_to, first_scores
+    return ways

@@ -122,8 +122,12 @@ class Int8Decoder:
             self._take(row, part, 0)
         return torch.cat(logits)
 
-    def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        return self.extend([[token] for token in tokens])[:, -1]
+    def step(self, tokens: Sequence[int | None]) -> torch.Tensor:
+        lengths, awake = self.lengths, [row for row, token in enumerate(tokens) if token is not None]
+        logits = self.extend([[token or 0] for token in tokens])[awake, -1]
+        # A resting row's token is forgotten: the next one takes its place in the cache.
+        self.lengths = [length + (token is not None) for length, token in zip(lengths, tokens, strict=True)]
+        return logits
 
     def extend(self, rows: Sequence[list[int]], last_only: bool = False) -> torch.Tensor:
         ids = torch.tensor(rows)  # (rows, time)

@@ -199,14 +199,15 @@ static void attend(const Model *m, const Layer *layer, const float *shared_keys,
 }
 
 /* Append `time` tokens to each row.
-   caches: keys and values of the first layer, of the second, ..., each (rows, kv_heads, capacity, head_dim);
+   caches: keys and values of the first layer, of the second, ..., each (cache rows, kv_heads, capacity, head_dim);
+   cache_rows: (rows,) which of them is which row's;
    bases: such caches of another decoder: row r's first shared[r] tokens are those of their row base_rows[r];
    ids: (rows, time); lengths: (rows,) tokens so far, shared ones too;
    logits: (rows, time, vocab), or (rows, 1, vocab) of each row's last token.
    Returns 0, or 1 if there is no memory. */
-int forward(const Model *m, float *const *caches, int capacity, const float *const *bases, int base_capacity,
-            const int32_t *base_rows, const int32_t *shared, const int32_t *ids, const int32_t *lengths, int rows,
-            int time, int last_only, int threads, float *logits) {
+int forward(const Model *m, float *const *caches, int capacity, const int32_t *cache_rows, const float *const *bases,
+            int base_capacity, const int32_t *base_rows, const int32_t *shared, const int32_t *ids,
+            const int32_t *lengths, int rows, int time, int last_only, int threads, float *logits) {
     int tokens = rows * time, width = m->hidden, attention = m->heads * m->head_dim, ff = m->feed_forward;
     int widest = m->layers->out.in > m->layers->outer.in ? m->layers->out.in : m->layers->outer.in;
     widest = widest > m->head.in ? widest : m->head.in;
@@ -244,7 +245,7 @@ int forward(const Model *m, float *const *caches, int capacity, const float *con
             #pragma omp for schedule(static)
             for (int i = 0; i < rows * m->kv_heads; i++) {
                 int row = i / m->kv_heads, kv_head = i % m->kv_heads;
-                size_t own = (size_t)i * capacity * m->head_dim;
+                size_t own = (size_t)(cache_rows[row] * m->kv_heads + kv_head) * capacity * m->head_dim;
                 size_t base = (size_t)(base_rows[row] * m->kv_heads + kv_head) * base_capacity * m->head_dim;
                 attend(m, layer, bases[at] + base, bases[at + 1] + base, shared[row], caches[at] + own,
                        caches[at + 1] + own, lengths[row], time, kv_head, qkv + row * time * sizes[1],

@@ -163,26 +163,37 @@ class NativeDecoder(Int8Decoder):
         self.base_rows: list[int] = []  # for each row, the row there that it goes on from
         self.shared: list[int] = []  # and how many tokens of it are its own first ones
 
+    def step(self, tokens: Sequence[int | None]) -> torch.Tensor:
+        awake = [row for row, token in enumerate(tokens) if token is not None]
+        return self._append(awake, [token for token in tokens if token is not None], last_only=True)[:, -1]
+
     def extend(self, rows: Sequence[list[int]], last_only: bool = False) -> torch.Tensor:
+        return self._append(list(range(len(rows))), [token for row in rows for token in row], last_only)
+
+    def _append(self, rows: list[int], ids: list[int], last_only: bool) -> torch.Tensor:
+        """Append equally many of the ids, row after row, to these rows; their logits as `extend` gives them."""
         kernel, config = library(), self.config
         assert kernel is not None
-        count, time = len(rows), len(rows[0])
+        time = len(ids) // len(rows)
         if max(self.lengths) + time > config.max_position_embeddings:
             raise IndexError(f"more than {config.max_position_embeddings} tokens, the model's context")
         if not self.bases:
-            self.base_rows = self.shared = [0] * count
-        bases = self.bases or self.caches
+            self.base_rows = self.shared = [0] * len(self.lengths)
         self._reserve(time)
-        logits = torch.empty(count, 1 if last_only else time, config.vocab_size)
+        bases = self.bases or self.caches
+        base_rows, shared, lengths = (
+            _integers([x[row] for row in rows]) for x in (self.base_rows, self.shared, self.lengths)
+        )
+        logits = torch.empty(len(rows), 1 if last_only else time, config.vocab_size)
         failed = kernel.forward(
-            ctypes.byref(self.weights.struct), _pointers(self.caches), self.caches[0].shape[2],
-            _pointers(bases), bases[0].shape[2], _integers(self.base_rows), _integers(self.shared),
-            _integers([token for row in rows for token in row]), _integers(self.lengths), count, time, last_only,
+            ctypes.byref(self.weights.struct), _pointers(self.caches), self.caches[0].shape[2], _integers(rows),
+            _pointers(bases), bases[0].shape[2], base_rows, shared, _integers(ids), lengths, len(rows), time, last_only,
             torch.get_num_threads(), c_void_p(logits.data_ptr()),
         )  # fmt: skip
         if failed:
-            raise MemoryError(f"no memory to decode {count * time} tokens at once")
-        self.lengths = [length + time for length in self.lengths]
+            raise MemoryError(f"no memory to decode {len(ids)} tokens at once")
+        for row in rows:
+            self.lengths[row] += time
         return logits
 
     def keep(self, rows: list[int]) -> None:

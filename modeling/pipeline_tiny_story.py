@@ -30,7 +30,7 @@ class StoryGenerationPipeline(Pipeline):
         num_candidates: stories drawn for each story given; the one the model finds likeliest, token for token, is kept.
         seed: of the first story; the next ones count up from it. None draws one. The result names its own story's:
             with num_candidates=1 it gives that story again.
-        precision: "auto", "int8" or "full", as in `open_decoder`.
+        precision: "auto", "native", "int8" or "full", as in `open_decoder`.
 
     Returns:
         {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "seed"}; a list of them if num_stories

@@ -28,7 +28,9 @@ STYLE = """<style>
 
 @st.cache_resource(show_spinner="Opening the story book …")
 def load(model: str) -> Pipeline:
-    return pipeline("story-generation", model=model, trust_remote_code=True)
+    teller = pipeline("story-generation", model=model, trust_remote_code=True)
+    teller("Once", max_words=1)  # builds the decoder, so that no reader waits for it
+    return teller
 
 
 def model_name() -> str:

@@ -101,8 +101,19 @@ def test_forks_and_kept_rows_go_on_as_if_alone(int8_model, precision: str):
         alone = open_decoder(int8_model, precision)
         alone.start([prompt])
         torch.testing.assert_close(alone.extend([[53, 54]])[0], forked[row], atol=2e-3, rtol=1e-3)
+    # A row may rest while others go on.
+    awake = again.step([None, 56])
+    assert len(awake) == 1
+    torch.testing.assert_close(awake[0], alone.step([56])[0], atol=2e-3, rtol=1e-3)
+    logits = again.step([57, 58])
     again.keep([1])
-    torch.testing.assert_close(again.step([55])[0], alone.step([55])[0], atol=2e-3, rtol=1e-3)
+    once_more = again.step([59])
+    alone = open_decoder(int8_model, precision)
+    alone.start([[*PROMPTS[2], STEPS[0][2], 50, 53, 54]])
+    torch.testing.assert_close(logits[0], alone.step([57])[0], atol=2e-3, rtol=1e-3)
+    alone = open_decoder(int8_model, precision)
+    alone.start([[*PROMPTS[0][:-1], 53, 54, 56, 58]])
+    torch.testing.assert_close(once_more[0], alone.step([59])[0], atol=2e-3, rtol=1e-3)
     # The fork left the decoder alone; rows may be dropped and change places.
     decoder.keep([3, 1])
     alone = open_decoder(int8_model, precision)
