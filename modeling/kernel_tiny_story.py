@@ -14,7 +14,7 @@ SOURCE = r"""
 #include <immintrin.h>
 #endif
 
-enum { TOKENS = 4, OUTPUTS = 2, BLOCK = 16 };  /* of a tile; outputs of a thread's piece of work */
+enum { SUMS = 8, BLOCK = 16 };  /* that a tile takes at once, at most; outputs of a thread's piece of work */
 
 typedef struct { const int8_t *weight; const float *scale, *bias; int32_t in, out, limit; } Linear;  /* (out, in) */
 typedef struct { const float *gain, *bias; } Norm;  /* without bias: RMS norm, its gain times sqrt(width) */
@@ -92,14 +92,14 @@ static void quantise(const float *x, int n, const Linear *to, int token, Input i
 
 static inline __attribute__((always_inline)) void tile(
         const Linear *m, Input input, int output, int token, int outputs, int tokens, float *y, int add) {
-    int32_t sums[OUTPUTS * TOKENS];
+    int32_t sums[SUMS];
     const int8_t *w = m->weight + (size_t)output * m->in;
     const int16_t *x = input.x + (size_t)token * m->in;
 #ifdef __AVX2__
-    __m256i parts[OUTPUTS * TOKENS];
-    for (int i = 0; i < OUTPUTS * TOKENS; i++) parts[i] = _mm256_setzero_si256();
+    __m256i parts[SUMS];
+    for (int i = 0; i < SUMS; i++) parts[i] = _mm256_setzero_si256();
     for (int k = 0; k < m->in; k += 16) {
-        __m256i weights[OUTPUTS * TOKENS];
+        __m256i weights[SUMS];
         for (int o = 0; o < outputs; o++)
             weights[o] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + (size_t)o * m->in + k)));
         for (int t = 0; t < tokens; t++) {
@@ -132,22 +132,20 @@ static inline __attribute__((always_inline)) void tile(
         }
 }
 
+#define TILES(outputs, tokens) \
+    for (; output + outputs <= end; output += outputs) tile(m, input, output, token, outputs, tokens, y, add);
+
 /* y = x W^T + b, or y += ..., for all tokens: y (tokens, out). Called by all threads; they share the outputs. */
 static void linear(const Linear *m, Input input, int tokens, float *y, int add) {
     #pragma omp for schedule(static)
     for (int block = 0; block < (m->out + BLOCK - 1) / BLOCK; block++) {
         int end = (block + 1) * BLOCK < m->out ? (block + 1) * BLOCK : m->out;
-        for (int token = 0; token < tokens;) {
-            int whole = tokens - token >= TOKENS, output = block * BLOCK;
-            if (whole) {
-                for (; output + OUTPUTS <= end; output += OUTPUTS)
-                    tile(m, input, output, token, OUTPUTS, TOKENS, y, add);
-                for (; output < end; output++) tile(m, input, output, token, 1, TOKENS, y, add);
-            } else {  /* few tokens: more outputs at once */
-                for (; output + TOKENS <= end; output += TOKENS) tile(m, input, output, token, TOKENS, 1, y, add);
-                for (; output < end; output++) tile(m, input, output, token, 1, 1, y, add);
-            }
-            token += whole ? TOKENS : 1;
+        for (int token = 0, some; token < tokens; token += some) {
+            int output = block * BLOCK;
+            some = tokens - token >= 4 ? 4 : tokens - token >= 2 ? 2 : 1;
+            if (some == 4) { TILES(2, 4) TILES(1, 4) }
+            if (some == 2) { TILES(4, 2) TILES(1, 2) }
+            if (some == 1) { TILES(4, 1) TILES(1, 1) }
         }
     }
 }
