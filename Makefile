@@ -13,10 +13,10 @@ help: ## list the commands
 app: $(READY) ## open the story page at http://localhost:8501 with the model of this clone
 	cd space && ../$(BIN)/streamlit run app.py --server.port $(PORT)
 
-test: $(READY) chromium lint ## lint, types and tests, browser tests included (minutes)
+test: $(READY) chromium compiler lint ## lint, types and tests, browser tests included (minutes)
 	$(BIN)/pytest -m "not slow"
 
-test-all: $(READY) chromium lint ## all tests, the long ones too
+test-all: $(READY) chromium compiler lint ## all tests, the long ones too
 	$(BIN)/pytest
 
 test-oldest: ## the tests on the oldest supported transformers, in an environment of their own
@@ -40,6 +40,11 @@ lint: $(READY) ## ruff and mypy
 chromium: $(READY) ## find a Chromium for the browser tests, or install one
 	@$(BIN)/python tests/browser/chromium.py
 
+# Stories are told without one too, more slowly; the tests of the C decoder are then skipped.
+compiler: ## find a C compiler for the C decoder's tests, or install one
+	@command -v cc > /dev/null || (apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev) \
+		|| echo "no C compiler and no way to install one: the C decoder is not tested"
+
 train: $(READY) ## train the modern recipe on TinyStories from the Hub
 	$(BIN)/accelerate launch training/train.py --config training/configs/modern.yaml
 
@@ -54,4 +59,4 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[train,finetune,onnx,gguf,space,test]'
 	touch $@
 
-.PHONY: help app test test-all test-oldest conformance bench lint chromium train clean
+.PHONY: help app test test-all test-oldest conformance bench lint chromium compiler train clean
