@@ -153,7 +153,8 @@ class Int8Decoder:
 
     def keep(self, rows: list[int]) -> None:
         self.lengths = [self.lengths[row] for row in rows]
-        in_place = all(row >= place for place, row in enumerate(rows))  # no row is read after it was written over
+        # No row is read after it was written over.
+        in_place = all(row >= place or rows[row] == row for place, row in enumerate(rows))
         for index, cache in enumerate(self.caches):
             if in_place:
                 for place, row in enumerate(rows):

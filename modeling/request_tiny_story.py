@@ -87,7 +87,7 @@ class StoryRequest:
     seed: int = 0
     temperature: float = 0.8
     top_p: float = 0.95
-    dry_multiplier: float = 0.8
+    dry_multiplier: float = 1.2
 
     def __post_init__(self) -> None:
         if not isinstance(self.start, str) or not self.start.strip():

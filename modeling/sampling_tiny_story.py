@@ -34,7 +34,13 @@ def sample(logits: np.ndarray, temperature: float, top_p: float, draw: float) ->
     return int(ids[min(int(np.searchsorted(cumulated, draw * cumulated[-1], side="right")), len(ids) - 1)])
 
 
-def repetition_penalties(ids: list[int], places: dict[int, list[int]], multiplier: float) -> dict[int, float]:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last dimension."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def repetition_penalties(ids: list[int], multiplier: float) -> dict[int, float]:
     """What to take from the logits of tokens that would go on repeating a passage (the DRY sampler, p-e-w 2024).
 
     The token that followed an earlier occurrence of the last n tokens, n at least DRY_ALLOWED, is made less likely by
@@ -42,12 +48,12 @@ def repetition_penalties(ids: list[int], places: dict[int, list[int]], multiplie
 
     Args:
         ids: the story so far.
-        places: where in `ids` each token occurs.
     """
     penalties: dict[int, float] = {}
     if multiplier == 0 or not ids:
         return penalties
-    for place in places.get(ids[-1], ())[:-1]:
+    last, place = len(ids) - 1, -1
+    while (place := ids.index(ids[last], place + 1)) < last:
         length = 1
         while length < DRY_LONGEST and length <= place and ids[place - length] == ids[-1 - length]:
             length += 1

@@ -42,10 +42,7 @@ def test_a_forbidden_token_never_comes(draw: float, top_p: float, temperature: f
 
 
 def penalties(ids: list[int]) -> dict[int, float]:
-    places: dict[int, list[int]] = {}
-    for place, token in enumerate(ids):
-        places.setdefault(token, []).append(place)
-    return repetition_penalties(ids, places, 0.8)
+    return repetition_penalties(ids, 0.8)
 
 
 def test_only_long_repeats_are_penalised_and_longer_ones_more():

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import Pipeline
 
-from modeling import generation_tiny_story
+from modeling import search_tiny_story
+from modeling.generation_tiny_story import write_stories
 from modeling.request_tiny_story import StoryRequest, bare_words, closes_sentence, count_words, ends_with, includes
 from modeling.sampling_tiny_story import DRY_ALLOWED
 
@@ -140,9 +141,9 @@ def test_the_guard_against_loops_breaks_them(tell: Pipeline):
 
 
 def test_a_search_whose_continuations_are_cut_short(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(generation_tiny_story, "CANDIDATE_TOKENS", 3)
+    monkeypatch.setattr(search_tiny_story, "CANDIDATE_TOKENS", 3)
     requests = [StoryRequest("The cat", end="garden", max_words=25, seed=seed) for seed in range(4)]
-    stories = {i: story for i, _, story in generation_tiny_story.write_stories(tell.model, tell.tokenizer, requests)}
+    stories = {i: story for i, _, story in write_stories(tell.model, tell.tokenizer, requests)}
     assert all(ends_with(story.text, "garden") and count_words(story.text) <= 25 for story in stories.values())
 
 

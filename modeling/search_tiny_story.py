@@ -1,0 +1,175 @@
+"""How a word or the ending is brought into a story that would stop, or run out of words, without it.
+
+`bring_in` samples continuations on copies of the cache, and of all places in them takes the one where the model finds
+ending + sentence end + `</sos>`, or the word, likeliest, and the way there too.
+"""
+
+from dataclasses import dataclass
+from itertools import zip_longest
+from random import Random
+
+import numpy as np
+
+from .decoder_tiny_story import Decoder
+from .request_tiny_story import BOUNDARY, PUNCTUATION, SENTENCE_END, count_words, ends_with, open_quote
+from .sampling_tiny_story import log_softmax, repetition_penalties, sample
+from .story_tiny_story import Story, Vocabulary
+
+CANDIDATES = 8  # continuations sampled
+SEARCH_TEMPERATURE = 0.6  # they are sampled at, or at the story's own if that is lower
+CANDIDATE_TOKENS = 20  # their longest length
+FINALISTS = 24  # places scored in full, at most
+FINALISTS_AT_ONCE = 4  # read side by side, the likeliest first
+TOKEN_NATS = 1.3  # a token's usual cost: what is brought in is not better for being short
+FRAGMENT_COST = 3.0  # nats by which a last sentence of one word and the ending must be likelier
+CAPITAL_COST = 3.0  # nats by which a spelling with a capital the reader did not type must be likelier
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be brought into a story now: its ending (final), or a word to include."""
+
+    words: str
+    final: bool
+
+
+@dataclass
+class _Continuation:
+    """A way on from what is written, as far as a search has sampled it."""
+
+    tokens: list[int]
+    texts: list[str]  # after so many of the tokens, from the story's first word on
+    scores: list[float]  # of so many: their log-probability, and TOKEN_NATS for each
+    first: list[list[float]]  # log-probabilities, after so many tokens read, of each spelling's first token
+    whole_word: bool
+    row: int = 0  # of the fork that reads it: one for all continuations that are still the same
+    ended: bool = False
+
+
+def bring_in(
+    target: Target, story: Story, decoder: Decoder, row: int, logits: np.ndarray, vocabulary: Vocabulary
+) -> list[int]:
+    """Tokens that lead to the target's words: sampled continuations, closed at the best place in any of them.
+
+    Args:
+        decoder: its `row` is what is written so far; logits: (vocab,) of the next token.
+    """
+    typed = target.words.rstrip(PUNCTUATION)
+    mark = target.words[len(typed) :] if target.final else ""
+    spellings = [typed] if typed[:1].isupper() else [typed, typed[0].upper() + typed[1:]]
+    spelling_ids = [vocabulary.encode(" " + spelling) for spelling in spellings]
+    room = story.words_left - story.words_needed
+
+    fork = decoder.fork([row] * CANDIDATES, room=CANDIDATE_TOKENS)
+    continuations = _continue(story, fork, logits, vocabulary, room, [x[0] for x in spelling_ids])
+    places = []  # (score of the continuation so far and the first token, continuation, tokens of it, spelling)
+    most_words = count_words(story.text) + room
+    seen: set[tuple[int, ...]] = set()
+    for index, way in enumerate(continuations):
+        for length, firsts in enumerate(way.first):
+            path = tuple(way.tokens[:length])
+            if path in seen or not _may_stand(target, way, length, vocabulary, most_words):
+                continue
+            seen.add(path)
+            # A sentence of one word and the ending is a fragment.
+            fragment = target.final and count_words(BOUNDARY.split(way.texts[length])[-1]) < 2
+            costs = way.scores[length] - FRAGMENT_COST * fragment
+            places += [(costs + firsts[n] - CAPITAL_COST * n, index, length, n) for n in range(len(spellings))]
+    places = sorted(places, key=lambda place: (-place[0], place[1:]))[:FINALISTS]
+    if not places:  # nothing fits: right here
+        places = [(continuations[0].first[0][0], 0, 0, 0)]
+
+    best: tuple[float, list[int], int] = (-np.inf, [], 0)
+    for number in range(0, len(places), FINALISTS_AT_ONCE):
+        some = places[number : number + FINALISTS_AT_ONCE]
+        if some[0][0] <= best[0]:
+            break  # what a place still costs only lowers its score
+        closings = []  # for each place, the ways to close there: words + a sentence end
+        for _, index, length, spelling in some:
+            stops = [""]
+            if target.final:
+                stops = [mark] if SENTENCE_END.search(mark) else [mark + ".", mark + "!"]
+                text = f"{continuations[index].texts[length]} {spellings[spelling]}"
+                stops = [stop + ('"' if open_quote(text + stop) else "") for stop in stops]
+            closings.append([spelling_ids[spelling] + vocabulary.encode(stop) for stop in stops])
+        # One forward pass with the first way of each; how it differs from the second is read off the same logits.
+        width = max(len(ways[0]) for ways in closings)
+        rows = [continuations[index].row for _, index, _, _ in some]
+        cuts = [len(continuations[row].first) - 1 - length for row, (_, _, length, _) in zip(rows, some, strict=True)]
+        branches = fork.fork(rows, cuts, room=width)
+        scores = log_softmax(branches.extend([ways[0] + [0] * (width - len(ways[0])) for ways in closings]).numpy())
+        for row, ((first, index, length, _), ways) in enumerate(zip(some, closings, strict=True)):
+            score = first + sum(float(scores[row, at - 1, token]) for at, token in enumerate(ways[0]) if at)
+            if target.final:
+                score += float(scores[row, len(ways[0]) - 1, vocabulary.eos])
+            for close in ways:
+                at = next((at for at, pair in enumerate(zip_longest(ways[0], close)) if pair[0] != pair[1]), 0)
+                gain = float(scores[row, at - 1, close[at]] - scores[row, at - 1, ways[0][at]]) if at else 0.0
+                if score + gain > best[0]:
+                    best = (score + gain, continuations[index].tokens[:length] + close, length)
+    score, tokens, length = best
+    story.log_probability += score - TOKEN_NATS * length
+    return tokens
+
+
+def _may_stand(target: Target, way: _Continuation, length: int, vocabulary: Vocabulary, most_words: int) -> bool:
+    """Whether the words may stand after `length` of the tokens: inside a sentence, between words, within the limit."""
+    text = way.texts[length]
+    inside = (text[-1:].isalnum() or text[-1:] == ",") and "\ufffd" not in text
+    whole = length == len(way.tokens) or not vocabulary.joins[way.tokens[length]]
+    # A word that stands twice in a row is no ending; the whole of a word the reader began with stays as it is.
+    return inside and whole and count_words(text) <= most_words and not ends_with(text, target.words)
+
+
+def _continue(
+    story: Story, fork: Decoder, logits: np.ndarray, vocabulary: Vocabulary, room: int, first: list[int]
+) -> list[_Continuation]:
+    """Sample ways on to the next sentence end; the fork reads all they hold but the token that ends one.
+
+    Args:
+        logits: (vocab,) of the next token; first: the tokens whose log-probabilities are wanted.
+    """
+    request = story.request
+    temperature = min(request.temperature or SEARCH_TEMPERATURE, SEARCH_TEMPERATURE)
+    random = story.random if request.temperature else Random(0)
+    most_words = count_words(story.text) + room + 1
+    ways = [_Continuation([], [story.text], [0.0], [], story.whole_word) for _ in range(CANDIDATES)]
+    batch, reading = logits[None].copy(), [0]  # (rows that have read a token, vocab), and which rows these are
+    for length in range(CANDIDATE_TOKENS + 1):
+        log_probabilities = log_softmax(batch)
+        batch[:, vocabulary.special] = -np.inf
+        rows: list[int] = list(range(CANDIDATES))  # for each row, the one that it goes on from
+        drawn: list[int | None] = [None] * CANDIDATES
+        for index, way in enumerate(ways):
+            if way.ended:
+                continue
+            number = reading.index(way.row)
+            scores, row = log_probabilities[number], batch[number].copy()
+            way.first.append(scores[first].tolist())
+            if length == CANDIDATE_TOKENS:
+                continue
+            if way.whole_word:
+                row[vocabulary.joins] = -np.inf
+            penalties = repetition_penalties(story.ids + way.tokens, request.dry_multiplier)
+            for token, penalty in penalties.items():
+                row[token] -= penalty
+            token = sample(row, temperature, request.top_p, random.random())
+            piece = vocabulary.pieces[token]
+            way.tokens.append(token)
+            way.texts.append(way.texts[-1] + piece)
+            way.scores.append(way.scores[-1] + TOKEN_NATS + float(scores[token]) - penalties.get(token, 0.0))
+            way.whole_word &= not any(map(str.isspace, piece))
+            closed = SENTENCE_END.search(way.texts[-1][len(story.text) :])
+            way.ended = bool(closed) or count_words(way.texts[-1]) > most_words
+            if not way.ended:
+                same = next(other for other in range(index + 1) if ways[other].tokens == way.tokens)
+                if same == index:  # nobody before it went this way: it needs a row of its own from here on
+                    rows[index], drawn[index] = way.row, token
+                way.row = same
+        reading = [row for row, token in enumerate(drawn) if token is not None]
+        if not reading:
+            break
+        if rows != list(range(CANDIDATES)):
+            fork.keep(rows)
+        batch = fork.step(drawn).numpy()
+    return ways
