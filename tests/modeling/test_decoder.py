@@ -114,6 +114,12 @@ def test_forks_and_kept_rows_go_on_as_if_alone(int8_model, precision: str):
     alone = open_decoder(int8_model, precision)
     alone.start([[*PROMPTS[0][:-1], 53, 54, 56, 58]])
     torch.testing.assert_close(once_more[0], alone.step([59])[0], atol=2e-3, rtol=1e-3)
+    # A row may go on as two.
+    fork.keep([0, 0, 2])
+    alone = open_decoder(int8_model, precision)
+    alone.start([[*PROMPTS[2], 50, 51, 52]])
+    expected = alone.fork([0, 0]).step([55, 56])
+    torch.testing.assert_close(fork.step([55, 56, None]), expected, atol=2e-3, rtol=1e-3)
     # The fork left the decoder alone; rows may be dropped and change places.
     decoder.keep([3, 1])
     alone = open_decoder(int8_model, precision)

@@ -1,0 +1,66 @@
+"""The search for an ending reads each continuation as it would be read alone, and guards it against loops."""
+
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from modeling.decoder_tiny_story import open_decoder
+from modeling.request_tiny_story import StoryRequest
+from modeling.sampling_tiny_story import log_softmax
+from modeling.search_tiny_story import CANDIDATES, TOKEN_NATS, _continue
+from modeling.story_tiny_story import Story, Vocabulary
+
+TEXT = "Once upon a time there was a cat. The cat was very"
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer) -> Vocabulary:
+    return Vocabulary(tokenizer)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("precision", ["full", "int8", "auto"])
+def test_shared_rows_read_what_each_continuation_would_read_alone(trained_model, vocabulary, precision: str):
+    story = Story(StoryRequest(TEXT, dry_multiplier=0.0), vocabulary.encode(TEXT), TEXT, Random(3))
+    prompt = [vocabulary.tokenizer.bos_token_id, *story.ids]
+    decoder = open_decoder(trained_model, precision)
+    logits = decoder.start([prompt]).numpy()[0]
+    fork = decoder.fork([0] * CANDIDATES, room=20)
+    watched = vocabulary.encode(" happy")
+    ways = _continue(story, fork, logits, vocabulary, 30, watched)
+    assert len({way.row for way in ways}) > 2  # they part
+    assert len({tuple(way.tokens[:2]) for way in ways}) < CANDIDATES  # some of them late
+    for way in ways:
+        alone = open_decoder(trained_model, precision)
+        read = alone.start([prompt])
+        scores = [log_softmax(read[0].numpy())]
+        for token in way.tokens:
+            scores.append(log_softmax(alone.step([token]).numpy()[0]))
+        expected = [float(row[watched[0]]) for row in scores[: len(way.first)]]
+        assert [first[0] for first in way.first] == pytest.approx(expected, abs=1e-3)
+        told = sum(float(row[token]) for row, token in zip(scores, way.tokens, strict=False))
+        assert way.scores[-1] == pytest.approx(told + TOKEN_NATS * len(way.tokens), abs=1e-2)
+        # A branch cut back to the middle of it goes on as that middle would.
+        length = len(way.first) // 2
+        cut = len(ways[way.row].first) - 1 - length
+        branch = fork.fork([way.row], [cut], room=2).extend([watched[:1]]).numpy()[0, -1]
+        alone = open_decoder(trained_model, precision)
+        alone.start([[*prompt, *way.tokens[:length]]])
+        assert branch == pytest.approx(alone.step(watched[:1]).numpy()[0], abs=0.1)  # bf16 in int8
+
+
+@torch.inference_mode()
+def test_the_guard_against_loops_reaches_the_search(trained_model, vocabulary):
+    """Where the model would say a sentence a second time, a strong guard has it say another one."""
+    text = 'Tom said, "I want to go to the park with my big red ball." ' * 3 + 'Tom said, "I want'
+    repeats = {}
+    for multiplier in (0.0, 50.0):
+        story = Story(StoryRequest(text, dry_multiplier=multiplier), vocabulary.encode(text), text, Random(0))
+        decoder = open_decoder(trained_model, "full")
+        logits = decoder.start([[vocabulary.tokenizer.bos_token_id, *story.ids]]).numpy()[0]
+        fork = decoder.fork([0] * CANDIDATES, room=20)
+        ways = _continue(story, fork, logits, vocabulary, 60, [0])
+        repeats[multiplier] = np.mean(["to go to the park" in way.texts[-1][len(text) :] for way in ways])
+    assert repeats[0.0] > 0.5 and repeats[50.0] == 0
