@@ -124,6 +124,6 @@ def draw_endings(results: dict[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(bands)), bands)
     axes.set(ylabel="last sentence, bits per byte under the judge")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=len(shown))
+    axes.legend(frameon=False, ncols=len(shown), loc="lower left", bbox_to_anchor=(0, 1))  # above: bars are tall
     figure.savefig(path, dpi=120)
     plt.close(figure)
