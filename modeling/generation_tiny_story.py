@@ -24,6 +24,8 @@ from .search_tiny_story import CANDIDATE_TOKENS, Target, bring_in
 from .story_tiny_story import Story, Vocabulary, vocabulary_of
 
 TOKENS_PER_WORD = 1.4  # of TinyStories: how much room the cache gets at once
+LEAST_CHARACTERS = 200  # before the model may stop, or as many as half of max_words take: real ones have 250
+CHARACTERS_PER_WORD = 5
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
 
 
@@ -132,11 +134,12 @@ def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:
     """The token the model wants next, within what a story may hold."""
     logits = logits.copy()
     logits[vocabulary.not_text] = -np.inf
-    if story.text == story.request.start:
+    request = story.request
+    least = min(LEAST_CHARACTERS, CHARACTERS_PER_WORD * request.max_words / 2)
+    if story.text == request.start or len(story.text) < least:
         logits[vocabulary.eos] = -np.inf
     if story.whole_word:
         logits[vocabulary.joins] = -np.inf
-    request = story.request
     for token, penalty in repetition_penalties(story.ids, request.dry_multiplier).items():
         logits[token] -= penalty
     return sample(logits, request.temperature, request.top_p, story.random.random())

@@ -83,6 +83,14 @@ def test_a_longer_length_gives_longer_stories(tell: Pipeline):
         assert sum(short) / 32 + 50 < sum(long) / 32
 
 
+def test_an_ending_that_comes_at_once_is_not_the_story(tell: Pipeline):
+    """ "They were so happy." begins and ends as asked, and is no story."""
+    told = tell("They", end="happy", max_words=120, num_stories=16, seed=0)
+    assert all(story["num_words"] > 30 for story in told)
+    short = tell("They", end="happy", max_words=8, num_stories=8, seed=0)
+    assert all(ends_with(story["story"], "happy") and 4 <= story["num_words"] <= 8 for story in short)
+
+
 def test_the_limit_holds_at_the_end_of_a_paragraph(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tell.model.config, "control_prefix", False)  # with it, another limit gives another story
     limits = 0
