@@ -64,7 +64,8 @@ class StoryRequest:
     Args:
         start: the story's first words; they are kept as they are but for a capital first letter and outer blanks.
         end: word or phrase the story ends on; None or "</sos>" lets the model end where it likes.
-        max_words: longest length, the start included.
+        max_words: longest length, the start included. The model may stop by itself from half of it on, or from 200
+            characters (some 40 words) if that is less.
         include: up to three words or phrases that occur in the story, inflected or not (see `includes`).
         length: "short" (about 65 words), "medium" (about 120) or "long" (about 215), as far as max_words allows; None
             leaves it to the model and max_words.

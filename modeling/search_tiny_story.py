@@ -144,16 +144,16 @@ def _continue(
             if way.ended:
                 continue
             number = reading.index(way.row)
-            scores, row = log_probabilities[number], batch[number].copy()
+            scores, allowed = log_probabilities[number], batch[number].copy()
             way.first.append(scores[first].tolist())
             if length == CANDIDATE_TOKENS:
                 continue
             if way.whole_word:
-                row[vocabulary.joins] = -np.inf
+                allowed[vocabulary.joins] = -np.inf
             penalties = repetition_penalties(story.ids + way.tokens, request.dry_multiplier)
             for token, penalty in penalties.items():
-                row[token] -= penalty
-            token = sample(row, temperature, request.top_p, random.random())
+                allowed[token] -= penalty
+            token = sample(allowed, temperature, request.top_p, random.random())
             piece = vocabulary.pieces[token]
             way.tokens.append(token)
             way.texts.append(way.texts[-1] + piece)

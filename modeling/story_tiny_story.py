@@ -21,7 +21,7 @@ class Story:
     random: Random
     finish_reason: str | None = None
     searches: int = 0  # times a word or the ending did not come by itself
-    log_probability: float = 0.0  # of the tokens written, in nats, with nothing forbidden
+    log_probability: float = 0.0  # of the tokens written, in nats; of what a search chose, its score
     whole_word: bool = False  # the text ends on a word that must not be lengthened to another one
     pending: list[int] = field(default_factory=list)  # tokens a search has settled, still to be written
     given: int = 0  # characters already given out
