@@ -14,7 +14,12 @@ SOURCE = r"""
 #include <immintrin.h>
 #endif
 
-enum { SUMS = 8, BLOCK = 16 };  /* that a tile takes at once, at most; outputs of a thread's piece of work */
+#ifdef __AVX512VL__
+enum { SUMS = 16 };  /* that a tile takes at once, at most: half of the registers */
+#else
+enum { SUMS = 8 };
+#endif
+enum { BLOCK = 16 };  /* outputs of a thread's piece of work */
 
 typedef struct { const int8_t *weight; const float *scale, *bias; int32_t in, out, limit; } Linear;  /* (out, in) */
 typedef struct { const float *gain, *bias; } Norm;  /* without bias: RMS norm, its gain times sqrt(width) */
@@ -90,6 +95,17 @@ static void quantise(const float *x, int n, const Linear *to, int token, Input i
     input.scale[token] = largest / to->limit;
 }
 
+#ifdef __AVX2__
+/* Eight sums, each with two more products. */
+static inline __m256i with_products(__m256i sums, __m256i a, __m256i b) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return _mm256_dpwssd_epi32(sums, a, b);
+#else
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+#endif
+}
+#endif
+
 static inline __attribute__((always_inline)) void tile(
         const Linear *m, Input input, int output, int token, int outputs, int tokens, float *y, int add) {
     int32_t sums[SUMS];
@@ -105,8 +121,7 @@ static inline __attribute__((always_inline)) void tile(
         for (int t = 0; t < tokens; t++) {
             __m256i values = _mm256_loadu_si256((const __m256i *)(x + (size_t)t * m->in + k));
             for (int o = 0; o < outputs; o++)
-                parts[o * tokens + t] =
-                    _mm256_add_epi32(parts[o * tokens + t], _mm256_madd_epi16(weights[o], values));
+                parts[o * tokens + t] = with_products(parts[o * tokens + t], weights[o], values);
         }
     }
     for (int i = 0; i < outputs * tokens; i += 4) {  /* four sums over lanes at once */
@@ -143,7 +158,7 @@ static void linear(const Linear *m, Input input, int tokens, float *y, int add) 
         for (int token = 0, some; token < tokens; token += some) {
             int output = block * BLOCK;
             some = tokens - token >= 4 ? 4 : tokens - token >= 2 ? 2 : 1;
-            if (some == 4) { TILES(2, 4) TILES(1, 4) }
+            if (some == 4) { if (SUMS == 16) TILES(4, 4) TILES(2, 4) TILES(1, 4) }
             if (some == 2) { TILES(4, 2) TILES(1, 2) }
             if (some == 1) { TILES(4, 1) TILES(1, 1) }
         }
@@ -161,6 +176,38 @@ static void place_head(const Model *m, const float *gain, int position, float *x
         x[i] = a * cos[i] + b * sin[i];  /* the sign of the rotation is in the table */
         x[i + half] = b * cos[i + half] + a * sin[i + half];
     }
+}
+
+/* How well each of the keys (count, n) fits the query: four at once, for no sum of one waits for another's. */
+static void compare(const float *query, const float *keys, int count, int n, float *scores) {
+    int c = 0;
+    for (; c + 4 <= count; c += 4) {
+        const float *four = keys + (size_t)c * n;
+        Lanes lanes[4] = {0};
+        int i = 0;
+        for (; i + 8 <= n; i += 8)
+            for (int k = 0; k < 4; k++) lanes[k] += *(const Lanes *)(query + i) * *(const Lanes *)(four + k * n + i);
+        for (int k = 0; k < 4; k++) {
+            float rest = 0;
+            for (int j = i; j < n; j++) rest += query[j] * four[k * n + j];
+            scores[c + k] = total(lanes[k]) + rest;
+        }
+    }
+    for (; c < count; c++) scores[c] = dot(query, keys + (size_t)c * n, n);
+}
+
+/* out += the sum of the values (count, n), weighed: 32 channels at once, which stay in registers. */
+static void mix(const float *weights, const float *values, int count, int n, float *out) {
+    int i = 0;
+    for (; i + 32 <= n; i += 32) {
+        Lanes sums[4];
+        for (int k = 0; k < 4; k++) sums[k] = *(const Lanes *)(out + i + 8 * k);
+        for (int c = 0; c < count; c++)
+            for (int k = 0; k < 4; k++) sums[k] += weights[c] * *(const Lanes *)(values + (size_t)c * n + i + 8 * k);
+        for (int k = 0; k < 4; k++) *(Lanes *)(out + i + 8 * k) = sums[k];
+    }
+    for (int c = 0; c < count; c++)
+        for (int j = i; j < n; j++) out[j] += weights[c] * values[(size_t)c * n + j];
 }
 
 /* The new tokens of one row, seen by one key/value head and the query heads that share it. The row's first `shared`
@@ -182,16 +229,14 @@ static void attend(const Model *m, const Layer *layer, const float *shared_keys,
             float query[n], *out = mixed + ((size_t)t * m->heads + head) * n, largest = -1e30f;
             memcpy(query, qkv + (size_t)t * width + head * n, n * sizeof(float));
             place_head(m, layer->qk_gain ? layer->qk_gain + head * n : NULL, length + t, query);
-            for (int c = 0; c < shared; c++) weights[c] = dot(query, shared_keys + (size_t)c * n, n);
-            for (int c = shared; c < context; c++) weights[c] = dot(query, keys + (size_t)(c - shared) * n, n);
+            compare(query, shared_keys, shared, n, weights);
+            compare(query, keys, context - shared, n, weights + shared);
             for (int c = 0; c < context; c++) largest = weights[c] > largest ? weights[c] : largest;
             for (int c = 0; c < context; c++) weights[c] = exponential(weights[c] - largest);
             float inverse = 1 / sum(weights, context);
             memset(out, 0, n * sizeof(float));
-            for (int c = 0; c < context; c++) {
-                const float *value = c < shared ? shared_values + (size_t)c * n : values + (size_t)(c - shared) * n;
-                for (int i = 0; i < n; i++) out[i] += weights[c] * value[i];
-            }
+            mix(weights, shared_values, shared, n, out);
+            mix(weights + shared, values, context - shared, n, out);
             for (int i = 0; i < n; i++) out[i] *= inverse;
         }
 }
