@@ -19,13 +19,17 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from .control_tiny_story import NAMED_LENGTHS, control_prefix, fitting_bucket
 from .decoder_tiny_story import Decoder, Precision, open_decoder
 from .request_tiny_story import StoryRequest, closes_sentence, count_words, ends_with
-from .sampling_tiny_story import log_softmax, repetition_penalties, sample
+from .sampling_tiny_story import log_softmax, nucleus, repetition_penalties, sample
 from .search_tiny_story import CANDIDATE_TOKENS, Target, bring_in
 from .story_tiny_story import Story, Vocabulary, vocabulary_of
 
 TOKENS_PER_WORD = 1.4  # of TinyStories: how much room the cache gets at once
 LEAST_CHARACTERS = 200  # before the model may stop, or as many as half of max_words take: real ones have 250
 CHARACTERS_PER_WORD = 5
+# A model that was told the ending waits for it. Late in the story, a small probability of </sos> already says that here
+# it would rather stop: a better place for a search than the limit.
+HINT = 0.03  # of </sos>, after a sentence
+LATE = 0.4  # of max_words, at most so many left
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
 
 
@@ -110,7 +114,7 @@ def _advance(story: Story, decoder: Decoder, row: int, logits: np.ndarray, vocab
     """
     if not story.pending:
         token = _draw(story, logits, vocabulary)
-        step = _judge(story, token, vocabulary, full)
+        step = _judge(story, token, logits, vocabulary, full)
         if isinstance(step, str):
             story.finish_reason = step
             return
@@ -142,21 +146,27 @@ def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:
         logits[vocabulary.joins] = -np.inf
     for token, penalty in repetition_penalties(story.ids, request.dry_multiplier).items():
         logits[token] -= penalty
-    return sample(logits, request.temperature, request.top_p, story.random.random())
+    return sample(*nucleus(logits, request.temperature, request.top_p), story.random.random())
 
 
-def _judge(story: Story, token: int, vocabulary: Vocabulary, full: bool) -> str | Target | None:
-    """What to do with the token the model wants next: take it (None), finish before it, or bring something in."""
+def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary, full: bool) -> str | Target | None:
+    """What to do with the token the model wants next: take it (None), finish before it, or bring something in.
+
+    Args:
+        logits: (vocab,) that the token was drawn from.
+    """
     request, text = story.request, story.text
     if vocabulary.joins[token] and not text[-1:].isspace() and not full:
         return None  # in the middle of a word
+    planned = bool(request.end) and not request.stop_at_first
     stops, left, closed = token == vocabulary.eos, story.words_left, closes_sentence(text)
+    if planned and closed and left <= LATE * request.max_words:
+        stops = stops or log_softmax(logits)[vocabulary.eos] >= np.log(HINT)
     missing = request.missing(text)
     may_end = request.end and not missing and len(text) > len(request.start)
     timely = request.stop_at_first or (closed and (stops or left <= CLOSING_WORDS))
     if may_end and timely and ends_with(text, request.end):
         return "ending"
-    planned = bool(request.end) and not request.stop_at_first
     if not missing and not planned:
         if stops:
             return "eos"

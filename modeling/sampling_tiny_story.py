@@ -8,16 +8,18 @@ DRY_ALLOWED = 3  # tokens that may be repeated freely: most names are no longer
 DRY_LONGEST = 24  # repeats are followed back so far
 
 
-def sample(logits: np.ndarray, temperature: float, top_p: float, draw: float) -> int:
-    """One token: the likeliest at temperature 0 or hardly above, else by nucleus sampling (Holtzman et al. 2020,
-    section 3.1).
+def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that may be drawn: the likeliest at temperature 0 or hardly above, else the likeliest that together
+    have the probability top_p (Holtzman et al. 2020, section 3.1).
 
     Args:
         logits: (vocab,), -inf for what may not come.
-        draw: a random number in [0, 1).
+
+    Returns:
+        their ids (kept,), and their probabilities, cumulated, (kept,).
     """
     if temperature < SMALLEST_TEMPERATURE:
-        return int(logits.argmax())
+        return logits.argmax(keepdims=True), np.ones(1)
     weights = np.exp((logits - logits.max()) / temperature)
     total = weights.sum(dtype=np.float64)
     # Tokens each below (1 - top_p) / vocab are together below 1 - top_p: none of them is in the nucleus.
@@ -30,7 +32,15 @@ def sample(logits: np.ndarray, temperature: float, top_p: float, draw: float) ->
         ids, probabilities = ids[kept], probabilities[kept]
     # Cumulated in the order of the ids, not of their probabilities: rounding can then move no two tokens past each
     # other, and a batch gives what a single story gives.
-    cumulated = probabilities.cumsum()
+    return ids, probabilities.cumsum()
+
+
+def sample(ids: np.ndarray, cumulated: np.ndarray, draw: float) -> int:
+    """One token of a nucleus.
+
+    Args:
+        draw: a random number in [0, 1).
+    """
     return int(ids[min(int(np.searchsorted(cumulated, draw * cumulated[-1], side="right")), len(ids) - 1)])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .decoder_tiny_story import Decoder
 from .request_tiny_story import BOUNDARY, PUNCTUATION, SENTENCE_END, count_words, ends_with, open_quote
-from .sampling_tiny_story import log_softmax, repetition_penalties, sample
+from .sampling_tiny_story import log_softmax, nucleus, repetition_penalties, sample
 from .story_tiny_story import Story, Vocabulary
 
 CANDIDATES = 8  # continuations sampled
@@ -140,20 +140,25 @@ def _continue(
         batch[:, vocabulary.special] = -np.inf
         rows: list[int] = list(range(CANDIDATES))  # for each row, the one that it goes on from
         drawn: list[int | None] = [None] * CANDIDATES
+        choices: dict[int, tuple] = {}  # of each row: continuations that are still the same choose among the same
         for index, way in enumerate(ways):
             if way.ended:
                 continue
             number = reading.index(way.row)
-            scores, allowed = log_probabilities[number], batch[number].copy()
+            scores = log_probabilities[number]
             way.first.append(scores[first].tolist())
             if length == CANDIDATE_TOKENS:
                 continue
-            if way.whole_word:
-                allowed[vocabulary.joins] = -np.inf
-            penalties = repetition_penalties(story.ids + way.tokens, request.dry_multiplier)
-            for token, penalty in penalties.items():
-                allowed[token] -= penalty
-            token = sample(allowed, temperature, request.top_p, random.random())
+            if number not in choices:
+                allowed = batch[number]
+                if way.whole_word:
+                    allowed[vocabulary.joins] = -np.inf
+                penalties = repetition_penalties(story.ids + way.tokens, request.dry_multiplier)
+                for token, penalty in penalties.items():
+                    allowed[token] -= penalty
+                choices[number] = (nucleus(allowed, temperature, request.top_p), penalties)
+            likely, penalties = choices[number]
+            token = sample(*likely, random.random())
             piece = vocabulary.pieces[token]
             way.tokens.append(token)
             way.texts.append(way.texts[-1] + piece)

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling.sampling_tiny_story import DRY_ALLOWED, repetition_penalties, sample
+from modeling.sampling_tiny_story import DRY_ALLOWED, nucleus, repetition_penalties, sample
 
 
-def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> dict[int, float]:
+def defined(logits: np.ndarray, temperature: float, top_p: float) -> dict[int, float]:
     """Token and probability, from the definition: the fewest likeliest tokens that reach top_p, normalised."""
     scaled = logits.astype(np.float64) / temperature
     probabilities = np.exp(scaled - scaled.max())
@@ -26,9 +26,10 @@ def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> dict[int, f
 def test_sampling_equals_the_definition(temperature: float, top_p: float):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=300).astype(np.float32) * 3
-    expected = nucleus(logits, temperature, top_p)
+    expected = defined(logits, temperature, top_p)
     draws = (np.arange(20_000) + 0.5) / 20_000
-    counts = np.bincount([sample(logits, temperature, top_p, draw) for draw in draws], minlength=300) / len(draws)
+    likely = nucleus(logits, temperature, top_p)
+    counts = np.bincount([sample(*likely, draw) for draw in draws], minlength=300) / len(draws)
     assert set(np.flatnonzero(counts)) <= set(expected)
     for token, probability in expected.items():
         assert counts[token] == pytest.approx(probability, abs=2e-4)
@@ -38,7 +39,7 @@ def test_sampling_equals_the_definition(temperature: float, top_p: float):
 def test_a_forbidden_token_never_comes(draw: float, top_p: float, temperature: float, seed: int):
     logits = np.random.default_rng(seed).normal(size=50).astype(np.float32) * 10
     logits[::2] = -np.inf
-    assert sample(logits, temperature, top_p, draw) % 2 == 1
+    assert sample(*nucleus(logits, temperature, top_p), draw) % 2 == 1
 
 
 def penalties(ids: list[int]) -> dict[int, float]:

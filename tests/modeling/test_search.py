@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from modeling.decoder_tiny_story import open_decoder
+from modeling.generation_tiny_story import HINT, LATE, _judge
 from modeling.request_tiny_story import StoryRequest
 from modeling.sampling_tiny_story import log_softmax
-from modeling.search_tiny_story import CANDIDATES, TOKEN_NATS, _continue
+from modeling.search_tiny_story import CANDIDATES, TOKEN_NATS, Target, _continue
 from modeling.story_tiny_story import Story, Vocabulary
 
 TEXT = "Once upon a time there was a cat. The cat was very"
@@ -64,3 +65,23 @@ def test_the_guard_against_loops_reaches_the_search(trained_model, vocabulary):
         ways = _continue(story, fork, logits, vocabulary, 60, [0])
         repeats[multiplier] = np.mean(["to go to the park" in way.texts[-1][len(text) :] for way in ways])
     assert repeats[0.0] > 0.5 and repeats[50.0] == 0
+
+
+@pytest.mark.parametrize(
+    ("probability", "words_left", "end", "search"),
+    [
+        (1.2 * HINT, LATE * 100, "moon", True),
+        (0.8 * HINT, LATE * 100, "moon", False),  # the model would not stop here
+        (1.2 * HINT, LATE * 100 + 5, "moon", False),  # too early
+        (1.2 * HINT, LATE * 100, None, False),  # nothing to search for
+    ],
+)
+def test_late_in_a_story_a_hint_of_an_end_is_enough(vocabulary, probability, words_left, end, search: bool):
+    text = "The cat sat on the warm mat." + " The cat sat on the warm mat." * 20
+    text = " ".join(text.split()[: 100 - round(words_left)]).rstrip(".") + "."
+    story = Story(StoryRequest("The cat", end=end, max_words=100), vocabulary.encode(text), text, Random(0))
+    (drawn,) = vocabulary.encode(" It")
+    logits = np.full(len(vocabulary.pieces), -np.inf, dtype=np.float32)
+    logits[[drawn, vocabulary.eos]] = np.log([1 - probability, probability])
+    step = _judge(story, drawn, logits, vocabulary, full=False)
+    assert step == (Target("moon", final=True) if search else None)
