@@ -2,9 +2,9 @@
 
 `write_stories` writes a batch of stories token by token. A story that asks for something is planned: its wishes stand
 before it as a control prefix, which the model was trained on. It is not left to chance either: `</sos>` is only taken
-after a sentence that closes on the ending, with every word to include told. Where the model would stop without them,
-or the limit nears, `bring_in` searches how to bring the ending or the word in. Words are given out only when they are
-final, so a stream never takes anything back.
+after a sentence that closes on the ending, with every word to include told. Where the model would stop without them
+(late in a story, where it hints that it would) or the limit nears, `bring_in` searches how to bring the ending or the
+word in. Words are given out only when they are final, so a stream never takes anything back.
 
 Every story draws from its own random numbers: it comes out the same alone or in a batch.
 """
