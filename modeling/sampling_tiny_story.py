@@ -19,7 +19,7 @@ def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.nd
         their ids (kept,), and their probabilities, cumulated, (kept,).
     """
     if temperature < SMALLEST_TEMPERATURE:
-        return logits.argmax(keepdims=True), np.ones(1)
+        return np.array([logits.argmax()]), np.ones(1)
     weights = np.exp((logits - logits.max()) / temperature)
     total = weights.sum(dtype=np.float64)
     # Tokens each below (1 - top_p) / vocab are together below 1 - top_p: none of them is in the nucleus.

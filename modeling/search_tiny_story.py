@@ -140,7 +140,8 @@ def _continue(
         batch[:, vocabulary.special] = -np.inf
         rows: list[int] = list(range(CANDIDATES))  # for each row, the one that it goes on from
         drawn: list[int | None] = [None] * CANDIDATES
-        choices: dict[int, tuple] = {}  # of each row: continuations that are still the same choose among the same
+        # Of each row its nucleus and penalties: continuations that are still the same draw from the same.
+        choices: dict[int, tuple[tuple[np.ndarray, np.ndarray], dict[int, float]]] = {}
         for index, way in enumerate(ways):
             if way.ended:
                 continue
