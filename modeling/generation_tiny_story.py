@@ -29,7 +29,7 @@ CHARACTERS_PER_WORD = 5
 # A model that was told the ending waits for it. Late in the story, a small probability of </sos> already says that here
 # it would rather stop: a better place for a search than the limit.
 HINT = 0.03  # of </sos>, after a sentence
-LATE = 0.4  # of max_words, at most so many left
+LATE = 0.41  # of the words there were to write, at most so many left
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
 
 
@@ -160,7 +160,7 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
         return None  # in the middle of a word
     planned = bool(request.end) and not request.stop_at_first
     stops, left, closed = token == vocabulary.eos, story.words_left, closes_sentence(text)
-    if planned and closed and left <= LATE * request.max_words:
+    if planned and closed and left <= LATE * (request.max_words - count_words(request.start)):
         stops = stops or log_softmax(logits)[vocabulary.eos] >= np.log(HINT)
     missing = request.missing(text)
     may_end = request.end and not missing and len(text) > len(request.start)

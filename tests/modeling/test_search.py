@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling.decoder_tiny_story import open_decoder
-from modeling.generation_tiny_story import HINT, LATE, _judge
+from modeling.generation_tiny_story import HINT, _judge
 from modeling.request_tiny_story import StoryRequest
 from modeling.sampling_tiny_story import log_softmax
 from modeling.search_tiny_story import CANDIDATES, TOKEN_NATS, Target, _continue
@@ -68,18 +68,19 @@ def test_the_guard_against_loops_reaches_the_search(trained_model, vocabulary):
 
 
 @pytest.mark.parametrize(
-    ("probability", "words_left", "end", "search"),
+    ("probability", "start", "words", "end", "search"),
     [
-        (1.2 * HINT, LATE * 100, "moon", True),
-        (0.8 * HINT, LATE * 100, "moon", False),  # the model would not stop here
-        (1.2 * HINT, LATE * 100 + 5, "moon", False),  # too early
-        (1.2 * HINT, LATE * 100, None, False),  # nothing to search for
+        (1.2 * HINT, 20, 70, "moon", True),
+        (0.8 * HINT, 20, 70, "moon", False),  # the model would not stop here
+        (1.2 * HINT, 20, 60, "moon", False),  # too early
+        (1.2 * HINT, 70, 70, "moon", False),  # all of it is the reader's
+        (1.2 * HINT, 20, 70, None, False),  # nothing to search for
     ],
 )
-def test_late_in_a_story_a_hint_of_an_end_is_enough(vocabulary, probability, words_left, end, search: bool):
-    text = "The cat sat on the warm mat." + " The cat sat on the warm mat." * 20
-    text = " ".join(text.split()[: 100 - round(words_left)]).rstrip(".") + "."
-    story = Story(StoryRequest("The cat", end=end, max_words=100), vocabulary.encode(text), text, Random(0))
+def test_late_in_a_story_a_hint_of_an_end_is_enough(vocabulary, probability, start, words, end, search: bool):
+    text = " ".join(["word"] * words) + "."
+    request = StoryRequest(" ".join(["word"] * start), end=end, max_words=100)
+    story = Story(request, vocabulary.encode(text), text, Random(0))
     (drawn,) = vocabulary.encode(" It")
     logits = np.full(len(vocabulary.pieces), -np.inf, dtype=np.float32)
     logits[[drawn, vocabulary.eos]] = np.log([1 - probability, probability])
