@@ -10,18 +10,15 @@ SOURCE = r"""
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX2__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
-#ifdef __AVX512VL__
-enum { SUMS = 16 };  /* that a tile takes at once, at most: half of the registers */
-#else
-enum { SUMS = 8 };
-#endif
-enum { BLOCK = 16 };  /* outputs of a thread's piece of work */
+enum { BLOCK = 32 };  /* outputs whose weights lie together, and a thread's piece of work */
+enum { AHEAD = 12288 };  /* bytes: so far ahead weights are fetched into the caches */
 
-typedef struct { const int8_t *weight; const float *scale, *bias; int32_t in, out, limit; } Linear;  /* (out, in) */
+typedef struct { const int8_t *weight; const float *scale, *bias; int32_t in, out, limit; } Linear;
+/* weight: (out / BLOCK, in / 2, BLOCK, 2), so that a vector holds two weights of each of some outputs */
 typedef struct { const float *gain, *bias; } Norm;  /* without bias: RMS norm, its gain times sqrt(width) */
 typedef struct { Linear qkv, out, inner, outer; Norm norm1, norm2; const float *qk_gain; } Layer;
 typedef struct {
@@ -95,74 +92,127 @@ static void quantise(const float *x, int n, const Linear *to, int token, Input i
     input.scale[token] = largest / to->limit;
 }
 
-#ifdef __AVX2__
-/* Eight sums, each with two more products. */
-static inline __m256i with_products(__m256i sums, __m256i a, __m256i b) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return _mm256_dpwssd_epi32(sums, a, b);
+/* Sums of some outputs, and the products they are of: two of each output at once. */
+#ifdef __AVX512BW__
+typedef __m512i Vector;
+enum { SUMS = 16 };  /* vectors of them that are taken side by side: half of the registers */
+static inline Vector zero(void) { return _mm512_setzero_si512(); }
+static inline Vector weights_at(const int8_t *w) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w));
+}
+static inline Vector everywhere(int32_t pair) { return _mm512_set1_epi32(pair); }
+static inline Vector plus(Vector a, Vector b) { return _mm512_add_epi32(a, b); }
+#ifdef __AVX512VNNI__
+static inline Vector with_products(Vector sums, Vector a, Vector b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));  /* with the intrinsic, GCC moves every sum about */
+    return sums;
+}
 #else
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+static inline Vector with_products(Vector sums, Vector a, Vector b) { return plus(sums, _mm512_madd_epi16(a, b)); }
 #endif
+#elif defined(__AVX2__)
+typedef __m256i Vector;
+enum { SUMS = 8 };
+static inline Vector zero(void) { return _mm256_setzero_si256(); }
+static inline Vector weights_at(const int8_t *w) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
+}
+static inline Vector everywhere(int32_t pair) { return _mm256_set1_epi32(pair); }
+static inline Vector plus(Vector a, Vector b) { return _mm256_add_epi32(a, b); }
+#ifdef __AVXVNNI__
+static inline Vector with_products(Vector sums, Vector a, Vector b) {
+    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sums) : "x"(a), "x"(b));
+    return sums;
+}
+#else
+static inline Vector with_products(Vector sums, Vector a, Vector b) { return plus(sums, _mm256_madd_epi16(a, b)); }
+#endif
+#elif defined(__SSE2__)
+typedef __m128i Vector;
+enum { SUMS = 8 };
+static inline Vector zero(void) { return _mm_setzero_si128(); }
+static inline Vector weights_at(const int8_t *w) {
+    __m128i eight = _mm_loadl_epi64((const __m128i *)w);
+    return _mm_srai_epi16(_mm_unpacklo_epi8(eight, eight), 8);
+}
+static inline Vector everywhere(int32_t pair) { return _mm_set1_epi32(pair); }
+static inline Vector plus(Vector a, Vector b) { return _mm_add_epi32(a, b); }
+static inline Vector with_products(Vector sums, Vector a, Vector b) { return plus(sums, _mm_madd_epi16(a, b)); }
+#else
+typedef int32_t Vector __attribute__((vector_size(16)));
+typedef int16_t Pairs __attribute__((vector_size(16)));
+enum { SUMS = 8 };
+static inline Vector zero(void) { return (Vector){0}; }
+static inline Vector weights_at(const int8_t *w) {
+    return (Vector)(Pairs){w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]};
+}
+static inline Vector everywhere(int32_t pair) { return (Vector){pair, pair, pair, pair}; }
+static inline Vector plus(Vector a, Vector b) { return a + b; }
+static inline Vector with_products(Vector sums, Vector a, Vector b) {
+    return sums + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 }
 #endif
+enum { LANES = sizeof(Vector) / sizeof(int32_t), SIDE = 2, MOST = SUMS / SIDE };  /* a tile: vectors, tokens at most */
 
+typedef int32_t Integers __attribute__((vector_size(sizeof(Vector))));
+typedef float Outputs __attribute__((vector_size(sizeof(Vector)), aligned(4), may_alias));
+
+/* SIDE vectors of outputs of some tokens. Few tokens would have few sums, each waiting for itself: then each sum is
+   taken in as many parts as there are registers for. */
 static inline __attribute__((always_inline)) void tile(
-        const Linear *m, Input input, int output, int token, int outputs, int tokens, float *y, int add) {
-    int32_t sums[SUMS];
-    const int8_t *w = m->weight + (size_t)output * m->in;
+        const Linear *m, Input input, int output, int token, int tokens, float *y, int add) {
+    int parts = SUMS / SIDE / tokens >= 4 ? 4 : SUMS / SIDE / tokens >= 2 ? 2 : 1;
+    const int8_t *w = m->weight + (size_t)(output / BLOCK) * BLOCK * m->in + 2 * (output % BLOCK);
     const int16_t *x = input.x + (size_t)token * m->in;
-#ifdef __AVX2__
-    __m256i parts[SUMS];
-    for (int i = 0; i < SUMS; i++) parts[i] = _mm256_setzero_si256();
-    for (int k = 0; k < m->in; k += 16) {
-        __m256i weights[SUMS];
-        for (int o = 0; o < outputs; o++)
-            weights[o] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + (size_t)o * m->in + k)));
-        for (int t = 0; t < tokens; t++) {
-            __m256i values = _mm256_loadu_si256((const __m256i *)(x + (size_t)t * m->in + k));
-            for (int o = 0; o < outputs; o++)
-                parts[o * tokens + t] = with_products(parts[o * tokens + t], weights[o], values);
-        }
-    }
-    for (int i = 0; i < outputs * tokens; i += 4) {  /* four sums over lanes at once */
-        __m256i four = _mm256_hadd_epi32(_mm256_hadd_epi32(parts[i], parts[i + 1]),
-                                         _mm256_hadd_epi32(parts[i + 2], parts[i + 3]));
-        _mm_storeu_si128((__m128i *)(sums + i),
-                         _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1)));
-    }
-#else
-    for (int o = 0; o < outputs; o++)
-        for (int t = 0; t < tokens; t++) {
-            int32_t sum = 0;
-            for (int k = 0; k < m->in; k++) sum += (int32_t)w[(size_t)o * m->in + k] * x[(size_t)t * m->in + k];
-            sums[o * tokens + t] = sum;
-        }
-#endif
-    for (int o = 0; o < outputs; o++)
-        for (int t = 0; t < tokens; t++) {
-            float value = sums[o * tokens + t] * (m->scale[output + o] * input.scale[token + t]);
-            if (m->bias) value += m->bias[output + o];
-            float *place = y + (size_t)(token + t) * m->out + output + o;
-            *place = add ? *place + value : value;
+    Vector sums[SUMS];
+    for (int i = 0; i < SUMS; i++) sums[i] = zero();
+    for (int k = 0; k < m->in; k += 2 * parts)
+        for (int part = 0; part < parts; part++)
+            for (int side = 0; side < SIDE; side++) {
+                const int8_t *now = w + (size_t)(k + 2 * part) * BLOCK + 2 * side * LANES;
+                __builtin_prefetch(now + AHEAD);
+                Vector weights = weights_at(now);
+                for (int t = 0; t < tokens; t++) {
+                    int32_t pair;
+                    memcpy(&pair, x + (size_t)t * m->in + k + 2 * part, sizeof(pair));
+                    Vector *place = sums + (part * SIDE + side) * tokens + t;
+                    *place = with_products(*place, weights, everywhere(pair));
+                }
+            }
+    for (int side = 0; side < SIDE; side++, output += LANES)
+        for (int t = 0; t < tokens && output < m->out; t++) {
+            Vector all = sums[side * tokens + t];
+            for (int part = 1; part < parts; part++) all = plus(all, sums[(part * SIDE + side) * tokens + t]);
+            Outputs values = __builtin_convertvector((Integers)all, Outputs);
+            values *= *(const Outputs *)(m->scale + output) * input.scale[token + t];
+            if (m->bias) values += *(const Outputs *)(m->bias + output);
+            float *place = y + (size_t)(token + t) * m->out + output;
+            if (output + LANES <= m->out) {
+                if (add) values += *(const Outputs *)place;
+                *(Outputs *)place = values;
+            } else
+                for (int i = 0; output + i < m->out; i++) place[i] = add ? place[i] + values[i] : values[i];
         }
 }
-
-#define TILES(outputs, tokens) \
-    for (; output + outputs <= end; output += outputs) tile(m, input, output, token, outputs, tokens, y, add);
 
 /* y = x W^T + b, or y += ..., for all tokens: y (tokens, out). Called by all threads; they share the outputs. */
 static void linear(const Linear *m, Input input, int tokens, float *y, int add) {
     #pragma omp for schedule(static)
-    for (int block = 0; block < (m->out + BLOCK - 1) / BLOCK; block++) {
-        int end = (block + 1) * BLOCK < m->out ? (block + 1) * BLOCK : m->out;
-        for (int token = 0, some; token < tokens; token += some) {
-            int output = block * BLOCK;
-            some = tokens - token >= 4 ? 4 : tokens - token >= 2 ? 2 : 1;
-            if (some == 4) { if (SUMS == 16) TILES(4, 4) TILES(2, 4) TILES(1, 4) }
-            if (some == 2) { TILES(4, 2) TILES(1, 2) }
-            if (some == 1) { TILES(4, 1) TILES(1, 1) }
-        }
-    }
+    for (int block = 0; block < (m->out + BLOCK - 1) / BLOCK; block++)
+        for (int output = block * BLOCK; output < (block + 1) * BLOCK; output += SIDE * LANES)
+            for (int token = 0; token < tokens; token += MOST)
+                switch (tokens - token) {
+                    case 1: tile(m, input, output, token, 1, y, add); break;
+                    case 2: tile(m, input, output, token, 2, y, add); break;
+                    case 3: tile(m, input, output, token, 3, y, add); break;
+#if defined(__AVX512BW__)
+                    case 4: tile(m, input, output, token, 4, y, add); break;
+                    case 5: tile(m, input, output, token, 5, y, add); break;
+                    case 6: tile(m, input, output, token, 6, y, add); break;
+                    case 7: tile(m, input, output, token, 7, y, add); break;
+#endif
+                    default: tile(m, input, output, token, MOST, y, add);
+                }
 }
 
 /* Norm (over a head, if the model has one) and rotation of one head's query or key, in place. */
@@ -178,33 +228,38 @@ static void place_head(const Model *m, const float *gain, int position, float *x
     }
 }
 
-/* How well each of the keys (count, n) fits the query: four at once, for no sum of one waits for another's. */
+/* How well each of the keys (count, n) fits the query: several at once, for no sum of one waits for another's. */
 static void compare(const float *query, const float *keys, int count, int n, float *scores) {
     int c = 0;
-    for (; c + 4 <= count; c += 4) {
-        const float *four = keys + (size_t)c * n;
-        Lanes lanes[4] = {0};
-        int i = 0;
-        for (; i + 8 <= n; i += 8)
-            for (int k = 0; k < 4; k++) lanes[k] += *(const Lanes *)(query + i) * *(const Lanes *)(four + k * n + i);
-        for (int k = 0; k < 4; k++) {
-            float rest = 0;
-            for (int j = i; j < n; j++) rest += query[j] * four[k * n + j];
-            scores[c + k] = total(lanes[k]) + rest;
+#ifdef __AVX2__
+    for (; c + 8 <= count && n % 8 == 0; c += 8) {
+        const float *eight = keys + (size_t)c * n;
+        Lanes lanes[8] = {0};
+        for (int i = 0; i < n; i += 8)
+            for (int k = 0; k < 8; k++) lanes[k] += *(const Lanes *)(query + i) * *(const Lanes *)(eight + k * n + i);
+        for (int k = 0; k < 8; k += 4) {  /* four totals at once, their lanes added in the order of `total` */
+            __m128 four[4];
+            for (int j = 0; j < 4; j++)
+                four[j] = _mm_add_ps(_mm256_castps256_ps128((__m256)lanes[k + j]),
+                                     _mm256_extractf128_ps((__m256)lanes[k + j], 1));
+            _mm_storeu_ps(scores + c + k, _mm_hadd_ps(_mm_hadd_ps(four[0], four[1]), _mm_hadd_ps(four[2], four[3])));
         }
     }
+#endif
     for (; c < count; c++) scores[c] = dot(query, keys + (size_t)c * n, n);
 }
 
-/* out += the sum of the values (count, n), weighed: 32 channels at once, which stay in registers. */
+/* out += the sum of the values (count, n), weighed: many channels at once, whose sums stay in registers. */
 static void mix(const float *weights, const float *values, int count, int n, float *out) {
+    enum { PARTS = LANES < 16 ? 8 : 4 };
     int i = 0;
-    for (; i + 32 <= n; i += 32) {
-        Lanes sums[4];
-        for (int k = 0; k < 4; k++) sums[k] = *(const Lanes *)(out + i + 8 * k);
+    for (; i + PARTS * LANES <= n; i += PARTS * LANES) {
+        Outputs sums[PARTS];
+        for (int k = 0; k < PARTS; k++) sums[k] = *(const Outputs *)(out + i + LANES * k);
         for (int c = 0; c < count; c++)
-            for (int k = 0; k < 4; k++) sums[k] += weights[c] * *(const Lanes *)(values + (size_t)c * n + i + 8 * k);
-        for (int k = 0; k < 4; k++) *(Lanes *)(out + i + 8 * k) = sums[k];
+            for (int k = 0; k < PARTS; k++)
+                sums[k] += weights[c] * *(const Outputs *)(values + (size_t)c * n + i + LANES * k);
+        for (int k = 0; k < PARTS; k++) *(Outputs *)(out + i + LANES * k) = sums[k];
     }
     for (int c = 0; c < count; c++)
         for (int j = i; j < n; j++) out[j] += weights[c] * values[(size_t)c * n + j];
@@ -241,30 +296,29 @@ static void attend(const Model *m, const Layer *layer, const float *shared_keys,
         }
 }
 
-/* Append `time` tokens to each row.
-   caches: keys and values of the first layer, of the second, ..., each (cache rows, kv_heads, capacity, head_dim);
-   cache_rows: (rows,) which of them is which row's;
-   bases: such caches of another decoder: row r's first shared[r] tokens are those of their row base_rows[r];
-   ids: (rows, time); lengths: (rows,) tokens so far, shared ones too;
-   logits: (rows, time, vocab), or (rows, 1, vocab) of each row's last token.
-   Returns 0, or 1 if there is no memory. */
-int forward(const Model *m, float *const *caches, int capacity, const int32_t *cache_rows, const float *const *bases,
-            int base_capacity, const int32_t *base_rows, const int32_t *shared, const int32_t *ids,
-            const int32_t *lengths, int rows, int time, int last_only, int threads, float *logits) {
-    int tokens = rows * time, width = m->hidden, attention = m->heads * m->head_dim, ff = m->feed_forward;
+/* Floats of memory that each token takes while it is read. */
+int memory_of_token(const Model *m) {
     int widest = m->layers->out.in > m->layers->outer.in ? m->layers->out.in : m->layers->outer.in;
     widest = widest > m->head.in ? widest : m->head.in;
+    int heads = 2 * m->heads + 2 * m->kv_heads, inner = (m->gated ? 2 : 1) * m->feed_forward;
+    return m->hidden + heads * m->head_dim + inner + 1 + widest;
+}
+
+/* Append `time` tokens to each row.
+   cache: (cache rows, layers, 2, kv_heads, capacity, head_dim), keys and values;
+   cache_rows: (rows,) which of the cache's is which row's;
+   base: such a cache of another decoder: row r's first shared[r] tokens are those of its row base_rows[r];
+   ids: (rows, time); lengths: (rows,) tokens so far, shared ones too;
+   memory: (rows, time, memory_of_token); logits: (rows, time, vocab), or (rows, 1, vocab) of each row's last token. */
+void forward(const Model *m, float *cache, int capacity, const int32_t *cache_rows, const float *base,
+             int base_capacity, const int32_t *base_rows, const int32_t *shared, const int32_t *ids,
+             const int32_t *lengths, int rows, int time, int last_only, int threads, float *memory, float *logits) {
+    int tokens = rows * time, width = m->hidden, attention = m->heads * m->head_dim, ff = m->feed_forward;
     int heads = m->heads + 2 * m->kv_heads;
-    size_t sizes[] = { width, heads * m->head_dim, attention, (m->gated ? 2 : 1) * ff, 1, widest };
-    float *parts[6];
-    size_t floats = 0;
-    for (int i = 0; i < 6; i++) floats += sizes[i];
-    float *memory = malloc(floats * tokens * sizeof(float));
-    if (!memory) return 1;
-    parts[0] = memory;
-    for (int i = 1; i < 6; i++) parts[i] = parts[i - 1] + sizes[i - 1] * tokens;
-    float *hidden = parts[0], *qkv = parts[1], *mixed = parts[2], *inner = parts[3];
-    Input input = { (int16_t *)parts[5], parts[4] };
+    size_t heads_cached = m->num_layers * 2 * m->kv_heads;
+    float *hidden = memory, *qkv = hidden + (size_t)width * tokens, *mixed = qkv + (size_t)heads * m->head_dim * tokens;
+    float *inner = mixed + (size_t)attention * tokens, *scale = inner + (size_t)(m->gated ? 2 : 1) * ff * tokens;
+    Input input = { (int16_t *)(scale + tokens), scale };
 
     #pragma omp parallel num_threads(threads)
     {
@@ -277,7 +331,6 @@ int forward(const Model *m, float *const *caches, int capacity, const int32_t *c
             for (int i = 0; m->sinusoids && i < width; i++) x[i] += sinusoid[i];
         }
         for (const Layer *layer = m->layers; layer < m->layers + m->num_layers; layer++) {
-            int at = 2 * (layer - m->layers);
             #pragma omp for schedule(static)
             for (int token = 0; token < tokens; token++) {
                 float *x = hidden + (size_t)token * width;
@@ -288,11 +341,14 @@ int forward(const Model *m, float *const *caches, int capacity, const int32_t *c
             #pragma omp for schedule(static)
             for (int i = 0; i < rows * m->kv_heads; i++) {
                 int row = i / m->kv_heads, kv_head = i % m->kv_heads;
-                size_t own = (size_t)(cache_rows[row] * m->kv_heads + kv_head) * capacity * m->head_dim;
-                size_t base = (size_t)(base_rows[row] * m->kv_heads + kv_head) * base_capacity * m->head_dim;
-                attend(m, layer, bases[at] + base, bases[at + 1] + base, shared[row], caches[at] + own,
-                       caches[at + 1] + own, lengths[row], time, kv_head, qkv + row * time * sizes[1],
-                       mixed + (size_t)row * time * attention);
+                size_t size = (size_t)capacity * m->head_dim, base_size = (size_t)base_capacity * m->head_dim;
+                size_t before = (layer - m->layers) * 2 * m->kv_heads + kv_head;  /* heads of the row before this one */
+                float *keys = cache + (cache_rows[row] * heads_cached + before) * size;
+                const float *base_keys = base + (base_rows[row] * heads_cached + before) * base_size;
+                size_t first = (size_t)row * time;
+                attend(m, layer, base_keys, base_keys + m->kv_heads * base_size, shared[row], keys,
+                       keys + m->kv_heads * size, lengths[row], time, kv_head, qkv + first * heads * m->head_dim,
+                       mixed + first * attention);
             }
             #pragma omp for schedule(static)
             for (int token = 0; token < tokens; token++)
@@ -307,7 +363,7 @@ int forward(const Model *m, float *const *caches, int capacity, const int32_t *c
             linear(&layer->inner, input, tokens, inner, 0);
             #pragma omp for schedule(static)
             for (int token = 0; token < tokens; token++) {
-                float *gate = inner + (size_t)token * sizes[3], *x = gate + (m->gated ? ff : 0);
+                float *gate = inner + (size_t)token * (m->gated ? 2 : 1) * ff, *x = gate + (m->gated ? ff : 0);
                 if (m->gated)  /* SwiGLU: silu(gate) * x */
                     for (int i = 0; i < ff; i++) gate[i] = gate[i] / (1 + exponential(-gate[i])) * x[i];
                 else
@@ -332,7 +388,5 @@ int forward(const Model *m, float *const *caches, int capacity, const int32_t *c
         }
         linear(&m->head, input, count, logits, 0);
     }
-    free(memory);
-    return 0;
 }
 """

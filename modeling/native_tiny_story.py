@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
 from functools import lru_cache
@@ -31,7 +32,7 @@ from .kernel_tiny_story import SOURCE
 # -ffast-math would be too much: it lets the compiler choose the order of sums, and so a row's bits by where it stands.
 FLAGS = ["-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=off"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only"]
-LANES = 16  # weights the kernel reads at once: a matrix's input is padded to whole numbers of them
+BLOCK, STEP = 32, 8  # outputs whose weights lie together, and inputs at a time: a matrix is padded to multiples of them
 
 logger = logging.get_logger(__name__)
 
@@ -91,12 +92,20 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+_OF_THREAD = threading.local()
+
+
+def _memory(floats: int) -> torch.Tensor:
+    """At least so many floats to work in, of this thread's own: fresh memory for each step would cost more time, in
+    page faults, than all its sums."""
+    memory: torch.Tensor | None = getattr(_OF_THREAD, "memory", None)
+    if memory is None or memory.numel() < floats:
+        memory = _OF_THREAD.memory = torch.empty(floats)
+    return memory
+
+
 def _integers(values: list[int]) -> ctypes.Array:
     return (c_int32 * len(values))(*values)
-
-
-def _pointers(tensors: list[torch.Tensor]) -> ctypes.Array:
-    return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 class NativeWeights(Int8Weights):
@@ -132,6 +141,9 @@ class NativeWeights(Int8Weights):
             config.hidden_act == "swiglu",
             config.norm_position == "pre",
         )
+        kernel = library()
+        assert kernel is not None
+        self.memory_of_token: int = kernel.memory_of_token(ctypes.byref(self.struct))
 
     def _pointer(self, tensor: torch.Tensor | None) -> int | None:
         if tensor is None:
@@ -145,21 +157,25 @@ class NativeWeights(Int8Weights):
 
     def _linear(self, matrix: Int8Linear) -> _Linear:
         outputs, inputs = matrix.weight.shape
-        weight = pad(matrix.weight, (0, -inputs % LANES))
-        scale, bias = (None if x is None else x.float() for x in (matrix.scale, matrix.bias))
+        weight = pad(matrix.weight, (0, -inputs % STEP, 0, -outputs % BLOCK))
+        width = weight.shape[1]
+        weight = weight.view(-1, BLOCK, width // 2, 2).transpose(1, 2)  # (out / BLOCK, in / 2, BLOCK, 2)
+        scale, bias = (
+            None if x is None else pad(x.float(), (0, -outputs % BLOCK)) for x in (matrix.scale, matrix.bias)
+        )
         limit = min(2**15 - 1, (2**31 - 1) // (127 * inputs))  # so large that no sum leaves 32 bits
-        return _Linear(*map(self._pointer, (weight, scale, bias)), weight.shape[1], outputs, limit)
+        return _Linear(*map(self._pointer, (weight, scale, bias)), width, outputs, limit)
 
 
 class NativeDecoder(Int8Decoder):
-    """Rows and caches as in `Int8Decoder`, but a fork does not copy what its rows have read: it reads it where it is,
-    so a fork is good until the decoder it came from keeps other rows."""
+    """Rows as in `Int8Decoder`, with one cache for all layers, and a fork does not copy what its rows have read: it
+    reads it where it is, so a fork is good until the decoder it came from keeps other rows."""
 
     weights: NativeWeights
 
     def __init__(self, weights: NativeWeights):
         super().__init__(weights)
-        self.bases: list[torch.Tensor] = []  # another decoder's caches
+        self.bases: list[torch.Tensor] = []  # another decoder's cache
         self.base_rows: list[int] = []  # for each row, the row there that it goes on from
         self.shared: list[int] = []  # and how many tokens of it are its own first ones
 
@@ -180,18 +196,17 @@ class NativeDecoder(Int8Decoder):
         if not self.bases:
             self.base_rows = self.shared = [0] * len(self.lengths)
         self._reserve(time)
-        bases = self.bases or self.caches
+        (cache,), (base,) = self.caches, self.bases or self.caches
         base_rows, shared, lengths = (
             _integers([x[row] for row in rows]) for x in (self.base_rows, self.shared, self.lengths)
         )
         logits = torch.empty(len(rows), 1 if last_only else time, config.vocab_size)
-        failed = kernel.forward(
-            ctypes.byref(self.weights.struct), _pointers(self.caches), self.caches[0].shape[2], _integers(rows),
-            _pointers(bases), bases[0].shape[2], base_rows, shared, _integers(ids), lengths, len(rows), time, last_only,
-            torch.get_num_threads(), c_void_p(logits.data_ptr()),
+        memory = _memory(len(ids) * self.weights.memory_of_token)
+        kernel.forward(
+            ctypes.byref(self.weights.struct), c_void_p(cache.data_ptr()), cache.shape[2], _integers(rows),
+            c_void_p(base.data_ptr()), base.shape[2], base_rows, shared, _integers(ids), lengths, len(rows), time,
+            last_only, torch.get_num_threads(), c_void_p(memory.data_ptr()), c_void_p(logits.data_ptr()),
         )  # fmt: skip
-        if failed:
-            raise MemoryError(f"no memory to decode {len(ids)} tokens at once")
         for row in rows:
             self.lengths[row] += time
         return logits
@@ -220,5 +235,5 @@ class NativeDecoder(Int8Decoder):
         return max(length - shared for length, shared in zip(self.lengths, self.shared, strict=True))
 
     def _empty(self, rows: int, tokens: int) -> list[torch.Tensor]:
-        shape = (rows, self.config.num_key_value_heads, max(tokens, 1), self.config.head_dim)
-        return [torch.empty(shape) for _ in range(2 * len(self.weights.layers))]
+        heads = len(self.weights.layers) * 2 * self.config.num_key_value_heads
+        return [torch.empty(rows, heads, max(tokens, 1), self.config.head_dim)]

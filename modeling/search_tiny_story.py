@@ -5,7 +5,7 @@ ending + sentence end + `</sos>`, or the word, likeliest, and the way there too.
 """
 
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from random import Random
 
 import numpy as np
@@ -68,22 +68,26 @@ def bring_in(
     for index, way in enumerate(continuations):
         for length, firsts in enumerate(way.first):
             path = tuple(way.tokens[:length])
-            if path in seen or not _may_stand(target, way, length, vocabulary, most_words):
+            if path in seen or not _parts_words(way, length, vocabulary):
                 continue
             seen.add(path)
             # A sentence of one word and the ending is a fragment.
             fragment = target.final and count_words(BOUNDARY.split(way.texts[length])[-1]) < 2
             costs = way.scores[length] - FRAGMENT_COST * fragment
             places += [(costs + firsts[n] - CAPITAL_COST * n, index, length, n) for n in range(len(spellings))]
-    places = sorted(places, key=lambda place: (-place[0], place[1:]))[:FINALISTS]
-    if not places:  # nothing fits: right here
-        places = [(continuations[0].first[0][0], 0, 0, 0)]
+
+    def fits(place: tuple[float, int, int, int]) -> bool:
+        text = continuations[place[1]].texts[place[2]]
+        # A word that stands twice in a row is no ending; the whole of a word the reader began with stays as it is.
+        return count_words(text) <= most_words and not ends_with(text, target.words)
+
+    finalists = islice(filter(fits, sorted(places, key=lambda place: (-place[0], place[1:]))), FINALISTS)
+    some = list(islice(finalists, FINALISTS_AT_ONCE))
+    if not some:  # nothing fits: right here
+        some = [(continuations[0].first[0][0], 0, 0, 0)]
 
     best: tuple[float, list[int], int] = (-np.inf, [], 0)
-    for number in range(0, len(places), FINALISTS_AT_ONCE):
-        some = places[number : number + FINALISTS_AT_ONCE]
-        if some[0][0] <= best[0]:
-            break  # what a place still costs only lowers its score
+    while some and some[0][0] > best[0]:  # what a place still costs only lowers its score
         closings = []  # for each place, the ways to close there: words + a sentence end
         for _, index, length, spelling in some:
             stops = [""]
@@ -107,18 +111,17 @@ def bring_in(
                 gain = float(scores[row, at - 1, close[at]] - scores[row, at - 1, ways[0][at]]) if at else 0.0
                 if score + gain > best[0]:
                     best = (score + gain, continuations[index].tokens[:length] + close, length)
+        some = list(islice(finalists, FINALISTS_AT_ONCE))
     score, tokens, length = best
     story.log_probability += score - TOKEN_NATS * length
     return tokens
 
 
-def _may_stand(target: Target, way: _Continuation, length: int, vocabulary: Vocabulary, most_words: int) -> bool:
-    """Whether the words may stand after `length` of the tokens: inside a sentence, between words, within the limit."""
+def _parts_words(way: _Continuation, length: int, vocabulary: Vocabulary) -> bool:
+    """Whether words may stand after `length` of the tokens: inside a sentence, between words."""
     text = way.texts[length]
     inside = (text[-1:].isalnum() or text[-1:] == ",") and "\ufffd" not in text
-    whole = length == len(way.tokens) or not vocabulary.joins[way.tokens[length]]
-    # A word that stands twice in a row is no ending; the whole of a word the reader began with stays as it is.
-    return inside and whole and count_words(text) <= most_words and not ends_with(text, target.words)
+    return inside and (length == len(way.tokens) or not vocabulary.joins[way.tokens[length]])
 
 
 def _continue(
@@ -136,34 +139,33 @@ def _continue(
     ways = [_Continuation([], [story.text], [0.0], [], story.whole_word) for _ in range(CANDIDATES)]
     batch, reading = logits[None].copy(), [0]  # (rows that have read a token, vocab), and which rows these are
     for length in range(CANDIDATE_TOKENS + 1):
-        log_probabilities = log_softmax(batch)
+        totals = batch.max(axis=1)  # logarithms of the sums of e^logit
+        totals += np.log(np.exp(batch - totals[:, None]).sum(axis=1))
+        firsts = (batch[:, first] - totals[:, None]).tolist()
         batch[:, vocabulary.special] = -np.inf
         rows: list[int] = list(range(CANDIDATES))  # for each row, the one that it goes on from
         drawn: list[int | None] = [None] * CANDIDATES
-        # Of each row its nucleus and penalties: continuations that are still the same draw from the same.
-        choices: dict[int, tuple[tuple[np.ndarray, np.ndarray], dict[int, float]]] = {}
+        # Of each row its nucleus: continuations that are still the same draw from the same.
+        choices: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for index, way in enumerate(ways):
             if way.ended:
                 continue
             number = reading.index(way.row)
-            scores = log_probabilities[number]
-            way.first.append(scores[first].tolist())
+            way.first.append(firsts[number])
             if length == CANDIDATE_TOKENS:
                 continue
+            allowed = batch[number]
             if number not in choices:
-                allowed = batch[number]
                 if way.whole_word:
                     allowed[vocabulary.joins] = -np.inf
-                penalties = repetition_penalties(story.ids + way.tokens, request.dry_multiplier)
-                for token, penalty in penalties.items():
+                for token, penalty in repetition_penalties(story.ids + way.tokens, request.dry_multiplier).items():
                     allowed[token] -= penalty
-                choices[number] = (nucleus(allowed, temperature, request.top_p), penalties)
-            likely, penalties = choices[number]
-            token = sample(*likely, random.random())
+                choices[number] = nucleus(allowed, temperature, request.top_p)
+            token = sample(*choices[number], random.random())
             piece = vocabulary.pieces[token]
             way.tokens.append(token)
             way.texts.append(way.texts[-1] + piece)
-            way.scores.append(way.scores[-1] + TOKEN_NATS + float(scores[token]) - penalties.get(token, 0.0))
+            way.scores.append(way.scores[-1] + TOKEN_NATS + float(allowed[token] - totals[number]))
             way.whole_word &= not any(map(str.isspace, piece))
             closed = SENTENCE_END.search(way.texts[-1][len(story.text) :])
             way.ended = bool(closed) or count_words(way.texts[-1]) > most_words

@@ -67,9 +67,10 @@ class Vocabulary:
         self.joins = np.array([joins(piece) for piece in self.pieces]) & ~self.special
         self.not_text = self.special.copy()
         self.not_text[self.eos] = False
+        self._encoded = lru_cache(maxsize=1024)(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(self._encoded(text))
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
