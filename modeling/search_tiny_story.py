@@ -135,7 +135,6 @@ def _continue(
     request = story.request
     temperature = min(request.temperature or SEARCH_TEMPERATURE, SEARCH_TEMPERATURE)
     random = story.random if request.temperature else Random(0)
-    most_words = count_words(story.text) + room + 1
     ways = [_Continuation([], [story.text], [0.0], [], story.whole_word) for _ in range(CANDIDATES)]
     batch, reading = logits[None].copy(), [0]  # (rows that have read a token, vocab), and which rows these are
     for length in range(CANDIDATE_TOKENS + 1):
@@ -147,6 +146,7 @@ def _continue(
         drawn: list[int | None] = [None] * CANDIDATES
         # Of each row its nucleus: continuations that are still the same draw from the same.
         choices: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        leaders: dict[tuple[int, int], int] = {}  # the first continuation to go on from a row with a token
         for index, way in enumerate(ways):
             if way.ended:
                 continue
@@ -167,10 +167,10 @@ def _continue(
             way.texts.append(way.texts[-1] + piece)
             way.scores.append(way.scores[-1] + TOKEN_NATS + float(allowed[token] - totals[number]))
             way.whole_word &= not any(map(str.isspace, piece))
-            closed = SENTENCE_END.search(way.texts[-1][len(story.text) :])
-            way.ended = bool(closed) or count_words(way.texts[-1]) > most_words
+            written = way.texts[-1][len(story.text) :]
+            way.ended = bool(SENTENCE_END.search(written)) or count_words(written) > room + 1
             if not way.ended:
-                same = next(other for other in range(index + 1) if ways[other].tokens == way.tokens)
+                same = leaders.setdefault((way.row, token), index)
                 if same == index:  # nobody before it went this way: it needs a row of its own from here on
                     rows[index], drawn[index] = way.row, token
                 way.row = same
