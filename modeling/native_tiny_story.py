@@ -96,8 +96,8 @@ _OF_THREAD = threading.local()
 
 
 def _memory(floats: int) -> torch.Tensor:
-    """At least so many floats to work in, of this thread's own: fresh memory for each step would cost more time, in
-    page faults, than all its sums."""
+    """At least so many floats to work in, this thread's own: page faults of memory fresh for each step cost up to a
+    quarter of its time."""
     memory: torch.Tensor | None = getattr(_OF_THREAD, "memory", None)
     if memory is None or memory.numel() < floats:
         memory = _OF_THREAD.memory = torch.empty(floats)

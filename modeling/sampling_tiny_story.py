@@ -20,10 +20,12 @@ def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.nd
     """
     if temperature < SMALLEST_TEMPERATURE:
         return np.array([logits.argmax()]), np.ones(1)
-    weights = np.exp((logits - logits.max()) / temperature)
-    total = weights.sum(dtype=np.float64)
+    weights = logits - logits.max()
+    weights /= temperature
+    np.exp(weights, out=weights)
+    total = float(weights.sum(dtype=np.float64))
     # Tokens each below (1 - top_p) / vocab are together below 1 - top_p: none of them is in the nucleus.
-    ids = np.flatnonzero(weights > total * (1 - top_p) / len(weights))
+    (ids,) = (weights > total * (1 - top_p) / len(weights)).nonzero()
     probabilities = weights[ids].astype(np.float64) / total
     if top_p < 1:
         ordered = np.sort(probabilities)[::-1]

@@ -5,7 +5,7 @@ ending + sentence end + `</sos>`, or the word, likeliest, and the way there too.
 """
 
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 from random import Random
 
 import numpy as np
@@ -18,8 +18,7 @@ from .story_tiny_story import Story, Vocabulary
 CANDIDATES = 8  # continuations sampled
 SEARCH_TEMPERATURE = 0.6  # they are sampled at, or at the story's own if that is lower
 CANDIDATE_TOKENS = 20  # their longest length
-FINALISTS = 24  # places scored in full, at most
-FINALISTS_AT_ONCE = 4  # read side by side, the likeliest first
+FINALISTS = 24  # places scored in full, at most, the likeliest first
 TOKEN_NATS = 1.3  # a token's usual cost: what is brought in is not better for being short
 FRAGMENT_COST = 3.0  # nats by which a last sentence of one word and the ending must be likelier
 CAPITAL_COST = 3.0  # nats by which a spelling with a capital the reader did not type must be likelier
@@ -72,7 +71,7 @@ def bring_in(
                 continue
             seen.add(path)
             # A sentence of one word and the ending is a fragment.
-            fragment = target.final and count_words(BOUNDARY.split(way.texts[length])[-1]) < 2
+            fragment = target.final and count_words(BOUNDARY.split(way.texts[length][-80:])[-1]) < 2
             costs = way.scores[length] - FRAGMENT_COST * fragment
             places += [(costs + firsts[n] - CAPITAL_COST * n, index, length, n) for n in range(len(spellings))]
 
@@ -81,37 +80,30 @@ def bring_in(
         # A word that stands twice in a row is no ending; the whole of a word the reader began with stays as it is.
         return count_words(text) <= most_words and not ends_with(text, target.words)
 
-    finalists = islice(filter(fits, sorted(places, key=lambda place: (-place[0], place[1:]))), FINALISTS)
-    some = list(islice(finalists, FINALISTS_AT_ONCE))
-    if not some:  # nothing fits: right here
-        some = [(continuations[0].first[0][0], 0, 0, 0)]
-
+    fitting = filter(fits, sorted(places, key=lambda place: (-place[0], place[1:])))
+    likeliest = next(fitting, (continuations[0].first[0][0], 0, 0, 0))  # if nothing fits: right here
     best: tuple[float, list[int], int] = (-np.inf, [], 0)
-    while some and some[0][0] > best[0]:  # what a place still costs only lowers its score
-        closings = []  # for each place, the ways to close there: words + a sentence end
-        for _, index, length, spelling in some:
-            stops = [""]
-            if target.final:
-                stops = [mark] if SENTENCE_END.search(mark) else [mark + ".", mark + "!"]
-                text = f"{continuations[index].texts[length]} {spellings[spelling]}"
-                stops = [stop + ('"' if open_quote(text + stop) else "") for stop in stops]
-            closings.append([spelling_ids[spelling] + vocabulary.encode(stop) for stop in stops])
-        # One forward pass with the first way of each; how it differs from the second is read off the same logits.
-        width = max(len(ways[0]) for ways in closings)
-        rows = [continuations[index].row for _, index, _, _ in some]
-        cuts = [len(continuations[row].first) - 1 - length for row, (_, _, length, _) in zip(rows, some, strict=True)]
-        branches = fork.fork(rows, cuts, room=width)
-        scores = log_softmax(branches.extend([ways[0] + [0] * (width - len(ways[0])) for ways in closings]).numpy())
-        for row, ((first, index, length, _), ways) in enumerate(zip(some, closings, strict=True)):
-            score = first + sum(float(scores[row, at - 1, token]) for at, token in enumerate(ways[0]) if at)
-            if target.final:
-                score += float(scores[row, len(ways[0]) - 1, vocabulary.eos])
-            for close in ways:
-                at = next((at for at, pair in enumerate(zip_longest(ways[0], close)) if pair[0] != pair[1]), 0)
-                gain = float(scores[row, at - 1, close[at]] - scores[row, at - 1, ways[0][at]]) if at else 0.0
-                if score + gain > best[0]:
-                    best = (score + gain, continuations[index].tokens[:length] + close, length)
-        some = list(islice(finalists, FINALISTS_AT_ONCE))
+    for first, index, length, spelling in islice(chain([likeliest], fitting), FINALISTS):
+        if first <= best[0]:
+            break  # what a place still costs only lowers its score
+        way = continuations[index]
+        stops = [""]
+        if target.final:
+            stops = [mark] if SENTENCE_END.search(mark) else [mark + ".", mark + "!"]
+            text = f"{way.texts[length]} {spellings[spelling]}"
+            stops = [stop + ('"' if open_quote(text + stop) else "") for stop in stops]
+        closings = [spelling_ids[spelling] + vocabulary.encode(stop) for stop in stops]
+        # One forward pass with the first way to close; how it differs from the second is read off the same logits.
+        branch = fork.fork([way.row], [len(continuations[way.row].first) - 1 - length], room=len(closings[0]))
+        scores = log_softmax(branch.extend([closings[0]])[0].numpy())  # (tokens of the closing, vocab)
+        score = first + sum(float(scores[at - 1, token]) for at, token in enumerate(closings[0]) if at)
+        if target.final:
+            score += float(scores[-1, vocabulary.eos])
+        for closing in closings:
+            at = next((at for at, pair in enumerate(zip_longest(closings[0], closing)) if pair[0] != pair[1]), 0)
+            gain = float(scores[at - 1, closing[at]] - scores[at - 1, closings[0][at]]) if at else 0.0
+            if score + gain > best[0]:
+                best = (score + gain, way.tokens[:length] + closing, length)
     score, tokens, length = best
     story.log_probability += score - TOKEN_NATS * length
     return tokens
@@ -139,7 +131,8 @@ def _continue(
     batch, reading = logits[None].copy(), [0]  # (rows that have read a token, vocab), and which rows these are
     for length in range(CANDIDATE_TOKENS + 1):
         totals = batch.max(axis=1)  # logarithms of the sums of e^logit
-        totals += np.log(np.exp(batch - totals[:, None]).sum(axis=1))
+        shifted = batch - totals[:, None]
+        totals += np.log(np.exp(shifted, out=shifted).sum(axis=1))
         firsts = (batch[:, first] - totals[:, None]).tolist()
         batch[:, vocabulary.special] = -np.inf
         rows: list[int] = list(range(CANDIDATES))  # for each row, the one that it goes on from
