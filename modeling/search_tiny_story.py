@@ -15,7 +15,7 @@ from .request_tiny_story import BOUNDARY, PUNCTUATION, SENTENCE_END, count_words
 from .sampling_tiny_story import log_softmax, nucleus, repetition_penalties, sample
 from .story_tiny_story import Story, Vocabulary
 
-CANDIDATES = 8  # continuations sampled
+CANDIDATES = 12  # continuations sampled
 SEARCH_TEMPERATURE = 0.6  # they are sampled at, or at the story's own if that is lower
 CANDIDATE_TOKENS = 20  # their longest length
 FINALISTS = 24  # places scored in full, at most, the likeliest first

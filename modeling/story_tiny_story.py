@@ -28,6 +28,7 @@ class Story:
 
     def __post_init__(self) -> None:
         self.num_given = len(self.ids)  # tokens of the start
+        self.ending_words = count_words(self.request.end or "") if not self.request.stop_at_first else 0
 
     @property
     def words_left(self) -> int:
@@ -36,9 +37,7 @@ class Story:
     @property
     def words_needed(self) -> int:
         """Words of what the story must still hold."""
-        request = self.request
-        ending = request.end if request.end and not request.stop_at_first else ""
-        return sum(map(count_words, request.missing(self.text))) + count_words(ending)
+        return sum(map(count_words, self.request.missing(self.text))) + self.ending_words
 
     def write(self, token: int, vocabulary: "Vocabulary") -> None:
         self.ids.append(token)
