@@ -1,6 +1,7 @@
 """The decoders agree with the model, with each other, and with themselves alone, in a batch and in a fork."""
 
 import math
+import platform
 
 import pytest
 import torch
@@ -186,6 +187,30 @@ def test_native_decoder_knows_every_part_of_the_model(shape: dict):
     large_init(model, 0.1)
     full, native = (torch.stack(run(open_decoder(model, p), [0, 1, 2, 3])) for p in ("full", "native"))
     assert agreement(native, full) > 0.999  # what is left is the rounding of weights to int8
+
+
+@needs_compiler
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("flags", "capability"),
+    [
+        (["-march=x86-64-v3"], "AVX"),
+        (["-march=x86-64"], ""),
+        (["-U__SSE2__", "-U__AVX2__", "-U__AVX512BW__"], ""),  # what processors of other makers get
+    ],
+)
+def test_native_gives_the_same_bits_for_every_processor(int8_model, monkeypatch, flags: list[str], capability: str):
+    if flags[0].startswith("-march") and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("an x86 processor's flag")
+    if not torch.backends.cpu.get_cpu_capability().startswith(capability):
+        pytest.skip(f"no {capability}")
+    expected = run(open_decoder(int8_model, "native"), [0, 1, 2, 3])
+    monkeypatch.setattr(native_tiny_story, "FLAGS", native_tiny_story.FLAGS + flags)
+    native_tiny_story.library.cache_clear()
+    try:
+        assert torch.equal(torch.stack(run(open_decoder(int8_model, "native"), [0, 1, 2, 3])), torch.stack(expected))
+    finally:
+        native_tiny_story.library.cache_clear()
 
 
 @needs_compiler
