@@ -31,6 +31,9 @@ class TrainingConfig:
     dropout: float = field(default=0.1, metadata={"help": "dropout during this run"})
     zero_init: bool = field(default=True, metadata={"help": "blocks start as the identity: W_o and fc2 start at zero"})
     wishes_share: float = field(default=0.0, metadata={"help": "share of the stories shown with a control prefix"})
+    whole_stories: bool = field(
+        default=False, metadata={"help": "with prefixes: no excerpts, no story that ends early"}
+    )
     row_length: int = field(default=512, metadata={"help": "tokens of a packed row"})
     batch_rows: int = field(default=16, metadata={"help": "rows per update, over all processes"})
     micro_batch_rows: int = field(default=16, metadata={"help": "rows per forward pass and process, at most"})

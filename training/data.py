@@ -132,6 +132,7 @@ def tokenise(
     tokenizer: PreTrainedTokenizerFast,
     wishes_share: float = 0.0,
     seed: str = "",
+    whole_stories: bool = False,
     num_proc: int | None = None,
 ) -> Dataset:
     """Add `input_ids`, `<sos> text </sos>` without the token at an end that `kind` says was cut off, and
@@ -141,10 +142,12 @@ def tokenise(
         wishes_share: share of the stories that carry a control prefix before `<sos>`; above 0, each story also gives
             an excerpt with one (training/wishes.py).
         seed: with it, each story's wishes are drawn from its place in the data set alone.
+        whole_stories: no excerpts, and no story with a prefix ends early.
     """
     # The tokenizer travels as its JSON text: that is stable, so the cache recognises it.
     options = {"backend": tokenizer.backend_tokenizer.to_str(), "bos": tokenizer.bos_token_id}
     options |= {"eos": tokenizer.eos_token_id, "wishes_share": wishes_share, "seed": seed}
+    options |= {"whole_stories": whole_stories}
     return stories.map(
         tokenise_batch, batched=True, with_indices=True, fn_kwargs=options, remove_columns=["text", "kind"],
         num_proc=num_proc, desc="Tokenising",
@@ -152,7 +155,14 @@ def tokenise(
 
 
 def tokenise_batch(
-    batch: dict[str, list], indices: list[int], backend: str, bos: int, eos: int, wishes_share: float, seed: str
+    batch: dict[str, list],
+    indices: list[int],
+    backend: str,
+    bos: int,
+    eos: int,
+    wishes_share: float,
+    seed: str,
+    whole_stories: bool = False,
 ) -> dict[str, list]:
     from tokenizers import Tokenizer
 
@@ -165,8 +175,10 @@ def tokenise_batch(
     prefixes, texts, kinds = [], [], []
     for index, text, kind in zip(indices, batch["text"], batch["kind"], strict=True):
         rng = random.Random(f"{seed} {index}")
-        drawn = [(kind, *draw_wishes(text, kind, encode, rng)) if rng.random() < wishes_share else (kind, [], text)]
-        if wishes_share and (excerpt := draw_excerpt(text, encode, rng)):
+        drawn: list[tuple[str, list[int], str]] = [(kind, [], text)]
+        if rng.random() < wishes_share:
+            drawn = [(kind, *draw_wishes(text, kind, encode, rng, whole_stories))]
+        if wishes_share and not whole_stories and (excerpt := draw_excerpt(text, encode, rng)):
             drawn.append(("story", *excerpt))
         for kind, prefix, text in drawn:
             kinds.append(kind)
@@ -251,15 +263,17 @@ class TrainingRows:
         row_length: int,
         wishes_share: float = 0.0,
         seed: int = 0,
+        whole_stories: bool = False,
     ):
         self.stories, self.tokenizer = stories, tokenizer
         self.row_length, self.wishes_share, self.seed = row_length, wishes_share, seed
+        self.whole_stories = whole_stories
         self._pass_number, self._rows = 0, self._pack(0)
         self.num_rows = len(self._rows)  # of each pass; wishes make some passes a few rows longer or shorter
 
     def _pack(self, pass_number: int) -> Dataset:
         seed = f"{self.seed} {pass_number}" if self.wishes_share else ""
-        documents = tokenise(self.stories, self.tokenizer, self.wishes_share, seed)
+        documents = tokenise(self.stories, self.tokenizer, self.wishes_share, seed, self.whole_stories)
         return pack(documents, self.row_length, self.tokenizer.pad_token_id)
 
     def batch(self, step: int, batch_rows: int, rank: int = 0, num_processes: int = 1) -> dict[str, torch.Tensor]:

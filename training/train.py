@@ -89,11 +89,19 @@ def load_data(
     if config.streaming:
         texts = list(validation["text"])
         return StreamedRows(
-            config.dataset, tokenizer, config.row_length, config.wishes_share, config.seed, texts, rank, num_processes
+            config.dataset,
+            tokenizer,
+            config.row_length,
+            config.wishes_share,
+            config.seed,
+            texts,
+            rank,
+            num_processes,
+            config.whole_stories,
         ), texts
     stories = load_stories(config.dataset, "train")
     clean = without_stories(stories, validation)
-    rows = TrainingRows(clean, tokenizer, config.row_length, config.wishes_share, config.seed)
+    rows = TrainingRows(clean, tokenizer, config.row_length, config.wishes_share, config.seed, config.whole_stories)
     if rows.num_rows < config.batch_rows:
         raise ValueError(
             f"{config.dataset}: {rows.num_rows} rows of {config.row_length} tokens, fewer than batch_rows "

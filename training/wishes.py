@@ -7,7 +7,8 @@ the data knows only about a hundred first words and a thousand last ones, reader
 
 To learn what `<ending>` means, one last word in two hundred is little to go by. So every story also gives an excerpt of
 one to three sentences with its own ending: few tokens, many endings, and nearly every word is last in some. Excerpts
-always carry their length, so that they do not teach whole stories to be short.
+always carry their length, so that they do not teach whole stories to be short. A model that knows `<ending>` still has
+to learn when a story is over: with `whole_stories` there are no excerpts, and no story ends early.
 """
 
 import random
@@ -36,11 +37,14 @@ COMMON_WORDS = frozenset(
 )
 
 
-def draw_wishes(text: str, kind: str, encode: Callable[[str], list[int]], rng: random.Random) -> tuple[list[int], str]:
+def draw_wishes(
+    text: str, kind: str, encode: Callable[[str], list[int]], rng: random.Random, whole: bool = False
+) -> tuple[list[int], str]:
     """A control prefix for a story, and the story it is for: all of `text`, or a run of whole sentences of it.
 
     Args:
         kind: "story" or "tail"; a tail, which has no beginning, always starts at its first whole sentence.
+        whole: no story ends at an earlier sentence than its own last.
 
     Returns:
         An empty prefix and the text as it was if the text cannot carry wishes (no end, or too few sentences).
@@ -53,7 +57,7 @@ def draw_wishes(text: str, kind: str, encode: Callable[[str], list[int]], rng: r
         first = starts[0]
     elif rng.random() < LATER_START_SHARE:
         first = rng.choice(starts[: len(starts) // 2])
-    if rng.random() < EARLIER_END_SHARE:
+    if rng.random() < EARLIER_END_SHARE and not whole:
         end = rng.choice(starts[len(starts) // 2 :])
     text = text[first:end].rstrip()
     ending, bucket, include = None, None, []

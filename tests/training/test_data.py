@@ -138,5 +138,17 @@ def test_wishes_are_drawn_anew_in_each_pass_and_again_on_resume(tokenizer, stori
     assert TrainingRows(dataset, tokenizer, 512, 1.0, seed=3).batch(2, rows.num_rows)["input_ids"].tolist() == passes[2]
 
 
+def test_whole_stories_end_where_they_end(tokenizer, stories: list[str]):
+    dataset = Dataset.from_dict({"text": stories, "kind": ["story"] * len(stories)})
+    ends = {tuple(tokenizer(text, add_special_tokens=False)["input_ids"][-5:]) for text in stories}
+    counts: dict[bool, int] = {}
+    for whole in (False, True):
+        told = tokenise(dataset, tokenizer, 1.0, "3", whole)
+        counts[whole] = len(told)
+        at_their_end = [tuple(ids[-6:-1]) in ends for ids in told["input_ids"]]
+        assert all(at_their_end) == whole
+    assert counts[True] == len(stories) < counts[False]
+
+
 def test_own_stories_are_whole(stories: list[str]):
     assert load_stories([str(STORIES_FILE)], "train")["text"] == stories
