@@ -5,7 +5,11 @@ point is computed for each token by the same instructions whatever stands beside
 and in a batch, on one thread and on many.
 """
 
-SOURCE = r"""
+BLOCK = 32  # outputs whose weights lie together, and a thread's piece of work
+STEP = 8  # inputs at a time, at most
+SOURCE = (
+    f"enum {{ BLOCK = {BLOCK}, STEP = {STEP} }};"
+    + r"""
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -14,7 +18,6 @@ SOURCE = r"""
 #include <immintrin.h>
 #endif
 
-enum { BLOCK = 32 };  /* outputs whose weights lie together, and a thread's piece of work */
 enum { AHEAD = 12288 };  /* bytes: so far ahead weights are fetched into the caches */
 
 typedef struct { const int8_t *weight; const float *scale, *bias; int32_t in, out, limit; } Linear;
@@ -92,80 +95,63 @@ static void quantise(const float *x, int n, const Linear *to, int token, Input i
     input.scale[token] = largest / to->limit;
 }
 
-/* Sums of some outputs, and the products they are of: two of each output at once. */
 #ifdef __AVX512BW__
-typedef __m512i Vector;
-enum { SUMS = 16 };  /* vectors of them that are taken side by side: half of the registers */
-static inline Vector zero(void) { return _mm512_setzero_si512(); }
-static inline Vector weights_at(const int8_t *w) {
-    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w));
-}
-static inline Vector everywhere(int32_t pair) { return _mm512_set1_epi32(pair); }
-static inline Vector plus(Vector a, Vector b) { return _mm512_add_epi32(a, b); }
-#ifdef __AVX512VNNI__
-static inline Vector with_products(Vector sums, Vector a, Vector b) {
-    asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));  /* with the intrinsic, GCC moves every sum about */
-    return sums;
-}
-#else
-static inline Vector with_products(Vector sums, Vector a, Vector b) { return plus(sums, _mm512_madd_epi16(a, b)); }
-#endif
+enum { LANES = 16, SUMS = 16 };  /* of a vector, and vectors of sums taken side by side: half of the registers */
 #elif defined(__AVX2__)
-typedef __m256i Vector;
-enum { SUMS = 8 };
-static inline Vector zero(void) { return _mm256_setzero_si256(); }
-static inline Vector weights_at(const int8_t *w) {
-    return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
-}
-static inline Vector everywhere(int32_t pair) { return _mm256_set1_epi32(pair); }
-static inline Vector plus(Vector a, Vector b) { return _mm256_add_epi32(a, b); }
-#ifdef __AVXVNNI__
-static inline Vector with_products(Vector sums, Vector a, Vector b) {
-    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sums) : "x"(a), "x"(b));
-    return sums;
-}
+enum { LANES = 8, SUMS = 8 };
 #else
-static inline Vector with_products(Vector sums, Vector a, Vector b) { return plus(sums, _mm256_madd_epi16(a, b)); }
+enum { LANES = 4, SUMS = 8 };
 #endif
+enum { SIDE = 2, MOST = SUMS / SIDE };  /* a tile: vectors, tokens at most */
+typedef int32_t Vector __attribute__((vector_size(4 * LANES)));  /* sums of some outputs, or two int16 in each lane */
+typedef float Outputs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* Two weights of each output, and sums with the products of two such pairs. */
+#ifdef __AVX512BW__
+static inline Vector weights_at(const int8_t *w) {
+    return (Vector)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w));
+}
+static inline Vector products(Vector a, Vector b) { return (Vector)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+#elif defined(__AVX2__)
+static inline Vector weights_at(const int8_t *w) {
+    return (Vector)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
+}
+static inline Vector products(Vector a, Vector b) { return (Vector)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 #elif defined(__SSE2__)
-typedef __m128i Vector;
-enum { SUMS = 8 };
-static inline Vector zero(void) { return _mm_setzero_si128(); }
 static inline Vector weights_at(const int8_t *w) {
     __m128i eight = _mm_loadl_epi64((const __m128i *)w);
-    return _mm_srai_epi16(_mm_unpacklo_epi8(eight, eight), 8);
+    return (Vector)_mm_srai_epi16(_mm_unpacklo_epi8(eight, eight), 8);
 }
-static inline Vector everywhere(int32_t pair) { return _mm_set1_epi32(pair); }
-static inline Vector plus(Vector a, Vector b) { return _mm_add_epi32(a, b); }
-static inline Vector with_products(Vector sums, Vector a, Vector b) { return plus(sums, _mm_madd_epi16(a, b)); }
+static inline Vector products(Vector a, Vector b) { return (Vector)_mm_madd_epi16((__m128i)a, (__m128i)b); }
 #else
-typedef int32_t Vector __attribute__((vector_size(16)));
-typedef int16_t Pairs __attribute__((vector_size(16)));
-enum { SUMS = 8 };
-static inline Vector zero(void) { return (Vector){0}; }
+typedef int16_t Pairs __attribute__((vector_size(4 * LANES)));
 static inline Vector weights_at(const int8_t *w) {
     return (Vector)(Pairs){w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]};
 }
-static inline Vector everywhere(int32_t pair) { return (Vector){pair, pair, pair, pair}; }
-static inline Vector plus(Vector a, Vector b) { return a + b; }
-static inline Vector with_products(Vector sums, Vector a, Vector b) {
-    return sums + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+static inline Vector products(Vector a, Vector b) {
+    return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 }
 #endif
-enum { LANES = sizeof(Vector) / sizeof(int32_t), SIDE = 2, MOST = SUMS / SIDE };  /* a tile: vectors, tokens at most */
-
-typedef int32_t Integers __attribute__((vector_size(sizeof(Vector))));
-typedef float Outputs __attribute__((vector_size(sizeof(Vector)), aligned(4), may_alias));
+static inline Vector with_products(Vector sums, Vector a, Vector b) {
+#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
+    asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));  /* with the intrinsic, GCC moves every sum about */
+    return sums;
+#elif defined(__AVX2__) && !defined(__AVX512BW__) && defined(__AVXVNNI__)
+    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sums) : "x"(a), "x"(b));
+    return sums;
+#else
+    return sums + products(a, b);
+#endif
+}
 
 /* SIDE vectors of outputs of some tokens. Few tokens would have few sums, each waiting for itself: then each sum is
    taken in as many parts as there are registers for. */
 static inline __attribute__((always_inline)) void tile(
         const Linear *m, Input input, int output, int token, int tokens, float *y, int add) {
-    int parts = SUMS / SIDE / tokens >= 4 ? 4 : SUMS / SIDE / tokens >= 2 ? 2 : 1;
+    int parts = MOST / tokens >= 4 ? STEP / 2 : MOST / tokens >= 2 ? 2 : 1;
     const int8_t *w = m->weight + (size_t)(output / BLOCK) * BLOCK * m->in + 2 * (output % BLOCK);
     const int16_t *x = input.x + (size_t)token * m->in;
-    Vector sums[SUMS];
-    for (int i = 0; i < SUMS; i++) sums[i] = zero();
+    Vector sums[SUMS] = {0};
     for (int k = 0; k < m->in; k += 2 * parts)
         for (int part = 0; part < parts; part++)
             for (int side = 0; side < SIDE; side++) {
@@ -176,14 +162,14 @@ static inline __attribute__((always_inline)) void tile(
                     int32_t pair;
                     memcpy(&pair, x + (size_t)t * m->in + k + 2 * part, sizeof(pair));
                     Vector *place = sums + (part * SIDE + side) * tokens + t;
-                    *place = with_products(*place, weights, everywhere(pair));
+                    *place = with_products(*place, weights, (Vector){0} + pair);
                 }
             }
     for (int side = 0; side < SIDE; side++, output += LANES)
         for (int t = 0; t < tokens && output < m->out; t++) {
             Vector all = sums[side * tokens + t];
-            for (int part = 1; part < parts; part++) all = plus(all, sums[(part * SIDE + side) * tokens + t]);
-            Outputs values = __builtin_convertvector((Integers)all, Outputs);
+            for (int part = 1; part < parts; part++) all += sums[(part * SIDE + side) * tokens + t];
+            Outputs values = __builtin_convertvector(all, Outputs);
             values *= *(const Outputs *)(m->scale + output) * input.scale[token + t];
             if (m->bias) values += *(const Outputs *)(m->bias + output);
             float *place = y + (size_t)(token + t) * m->out + output;
@@ -390,3 +376,4 @@ void forward(const Model *m, float *cache, int capacity, const int32_t *cache_ro
     }
 }
 """
+)

@@ -27,12 +27,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .int8_tiny_story import Int8Decoder, Int8Linear, Int8Weights, Norm
-from .kernel_tiny_story import SOURCE
+from .kernel_tiny_story import BLOCK, SOURCE, STEP
 
 # -ffast-math would be too much: it lets the compiler choose the order of sums, and so a row's bits by where it stands.
 FLAGS = ["-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=off"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only"]
-BLOCK, STEP = 32, 8  # outputs whose weights lie together, and inputs at a time: a matrix is padded to multiples of them
 
 logger = logging.get_logger(__name__)
 
@@ -96,8 +95,8 @@ _OF_THREAD = threading.local()
 
 
 def _memory(floats: int) -> torch.Tensor:
-    """At least so many floats to work in, this thread's own: page faults of memory fresh for each step cost up to a
-    quarter of its time."""
+    """At least so many floats to work in, this thread's own: page faults of memory fresh for each step cost a
+    seventh of its time."""
     memory: torch.Tensor | None = getattr(_OF_THREAD, "memory", None)
     if memory is None or memory.numel() < floats:
         memory = _OF_THREAD.memory = torch.empty(floats)
