@@ -172,7 +172,7 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
             return "eos"
         over = left <= 0 and count_words(text + vocabulary.pieces[token]) > request.max_words
         return "length" if full or over else None
-    left -= sum(map(count_words, missing)) + story.ending_words
+    left -= story.words_needed(missing)
     sentences = len(missing) + planned
     # A sentence end in good time is the better place; in mid-sentence only when the words run out.
     if full or stops or (closed and left <= CLOSING_WORDS * sentences) or left <= 4 * sentences:

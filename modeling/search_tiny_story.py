@@ -57,7 +57,7 @@ def bring_in(
     mark = target.words[len(typed) :] if target.final else ""
     spellings = [typed] if typed[:1].isupper() else [typed, typed[0].upper() + typed[1:]]
     spelling_ids = [vocabulary.encode(" " + spelling) for spelling in spellings]
-    room = story.words_left - story.words_needed
+    room = story.words_left - story.words_needed(story.request.missing(story.text))
 
     fork = decoder.fork([row] * CANDIDATES, room=CANDIDATE_TOKENS)
     continuations = _continue(story, fork, logits, vocabulary, room, [x[0] for x in spelling_ids])

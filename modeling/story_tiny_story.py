@@ -34,10 +34,9 @@ class Story:
     def words_left(self) -> int:
         return self.request.max_words - count_words(self.text)
 
-    @property
-    def words_needed(self) -> int:
-        """Words of what the story must still hold."""
-        return sum(map(count_words, self.request.missing(self.text))) + self.ending_words
+    def words_needed(self, missing: list[str]) -> int:
+        """Words of what the story must still hold: the words to include that are missing, and its ending."""
+        return sum(map(count_words, missing)) + self.ending_words
 
     def write(self, token: int, vocabulary: "Vocabulary") -> None:
         self.ids.append(token)
