@@ -117,9 +117,10 @@ def parse_config(arguments: list[str]) -> TrainingConfig:
 
 def refuse_other_config(saved: dict[str, Any], config: TrainingConfig) -> None:
     now = asdict(config)
-    different = [name for name in now if name not in _FREE_FIELDS and now[name] != saved.get(name)]
+    saved = asdict(TrainingConfig(config.output_dir)) | saved  # a field that is newer than the run had its default
+    different = [name for name in now if name not in _FREE_FIELDS and now[name] != saved[name]]
     if different:
-        changes = ", ".join(f"{name}: {saved.get(name)!r} -> {now[name]!r}" for name in different)
+        changes = ", ".join(f"{name}: {saved[name]!r} -> {now[name]!r}" for name in different)
         raise ValueError(
             f"{config.output_dir} holds a run with another configuration ({changes}); use a new output_dir"
         )

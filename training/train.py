@@ -14,6 +14,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # `accelerate launch training/train.py` puts training/ on the path, not the project
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -86,22 +87,16 @@ def load_data(
 ) -> tuple[TrainingRows | StreamedRows, list[str]]:
     """Packed training rows, and the validation stories."""
     validation = load_stories([config.validation_dataset], "validation")
+    names = ("row_length", "wishes_share", "seed", "whole_stories")
+    options: dict[str, Any] = {name: getattr(config, name) for name in names}
     if config.streaming:
         texts = list(validation["text"])
         return StreamedRows(
-            config.dataset,
-            tokenizer,
-            config.row_length,
-            config.wishes_share,
-            config.seed,
-            texts,
-            rank,
-            num_processes,
-            config.whole_stories,
+            config.dataset, tokenizer, held_out=texts, rank=rank, num_processes=num_processes, **options
         ), texts
     stories = load_stories(config.dataset, "train")
     clean = without_stories(stories, validation)
-    rows = TrainingRows(clean, tokenizer, config.row_length, config.wishes_share, config.seed, config.whole_stories)
+    rows = TrainingRows(clean, tokenizer, **options)
     if rows.num_rows < config.batch_rows:
         raise ValueError(
             f"{config.dataset}: {rows.num_rows} rows of {config.row_length} tokens, fewer than batch_rows "

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from tests.conftest import HUB_FOLDER, ROOT, STORIES_FILE
 from training.checkpoint import latest_checkpoint, list_checkpoints, load_state
-from training.config import TrainingConfig, parse_config
+from training.config import TrainingConfig, parse_config, refuse_other_config
 from training.optimizer import build_optimizers, learning_rate_factor
 
 TINY_MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
@@ -258,3 +259,12 @@ def test_learning_rate_rises_holds_and_falls_to_zero():
 
 def test_defaults_are_sound():
     assert TrainingConfig(output_dir="x").dataset == ["roneneldan/TinyStories"]
+
+
+def test_a_run_from_before_a_field_existed_goes_on():
+    config = TrainingConfig("run")
+    saved = asdict(config)
+    del saved["whole_stories"]
+    refuse_other_config(saved, config)
+    with pytest.raises(ValueError, match="whole_stories: False -> True"):
+        refuse_other_config(saved, TrainingConfig("run", whole_stories=True))
