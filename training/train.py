@@ -30,6 +30,7 @@ from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.generation_tiny_story import write_stories
 from modeling.modeling_tiny_story import DecoderLayer, TinyStoryForCausalLM
 from modeling.request_tiny_story import StoryRequest
+from training import attention  # noqa: F401 -- makes causal_blocks known
 from training.checkpoint import (
     latest_checkpoint,
     load_optimizer_states,
