@@ -126,18 +126,20 @@ class Judge:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = model, tokenizer
 
-    def bits(self, texts: Sequence[str]) -> tuple[float, float]:
-        """Bits per byte of all texts together, and of all last sentences together, the story's end included."""
-        whole = [0.0, 0]
-        last = [0.0, 0]
-        for text, nats in zip(texts, token_nats(self.model, self.tokenizer, texts), strict=True):
+    def bits(self, texts: Sequence[str]) -> tuple[float, float, float]:
+        """Bits per byte of all texts together; of all last sentences together, the story's end included; and the
+        standard error of the latter (a ratio of sums; Cochran 1977, Sampling Techniques, section 2.11)."""
+        nats = token_nats(self.model, self.tokenizer, texts)
+        whole = sum(map(sum, nats)) / math.log(2) / sum(len(text.encode()) for text in texts)
+        lasts = []  # (bits, bytes)
+        for text, story in zip(texts, nats, strict=True):
             offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             begin = last_sentence(text)
             first = next((i for i, (_, stop) in enumerate(offsets) if stop > begin), len(offsets))
-            for total, part, size in ((whole, nats, text), (last, nats[first:], text[begin:])):
-                total[0] += sum(part) / math.log(2)
-                total[1] += len(size.encode())
-        return whole[0] / whole[1], last[0] / last[1]
+            lasts.append((sum(story[first:]) / math.log(2), len(text[begin:].encode())))
+        size = sum(length for _, length in lasts)
+        last = sum(cost for cost, _ in lasts) / size
+        return whole, last, math.sqrt(sum((cost - last * length) ** 2 for cost, length in lasts)) / size
 
 
 def repeated_four_grams(text: str) -> float:

@@ -35,6 +35,7 @@ from training.report import draw_endings
 from training.scoring import score_stories
 
 REJECTION_TRIES = 16  # free stories for each pair, at most
+REAL_STORIES = 400  # of each band, at most, judged beside ours
 REJECTION_PAIRS = 10  # pairs of each band that rejection is tried on
 
 
@@ -82,7 +83,7 @@ def endings(tell: Pipeline, judge: Judge, validation: list[str], training: list[
         }
         for name, texts in stories.items()
     }
-    results["bits per byte"]["real"] = {band: judge.bits(real[band][:150]) for band in BANDS if real[band]}
+    results["bits per byte"]["real"] = {band: judge.bits(real[band][:REAL_STORIES]) for band in BANDS if real[band]}
 
     tries: dict[str, Any] = {}
     for band in bands:
@@ -103,7 +104,7 @@ def endings(tell: Pipeline, judge: Judge, validation: list[str], training: list[
 
 
 def endings_table(results: dict[str, Any]) -> str:
-    """The figures by band, as a Markdown table."""
+    """The figures by band, as a Markdown table; ± is one standard error."""
     rejection = next(value for name, value in results.items() if name.startswith("rejection"))
     scores = results["bits per byte"]
     rows: list[tuple[str, dict[str, str]]] = []
@@ -111,7 +112,8 @@ def endings_table(results: dict[str, Any]) -> str:
         for what, values in results[name].items():
             rows.append((f"{name}: {what}", {band: f"{100 * value:.0f} %" for band, value in values.items()}))
     for name, values in scores.items():
-        rows.append((f"last sentence, bits per byte: {name}", {b: f"{v[1]:.3f}" for b, v in values.items()}))
+        costs = {band: f"{last:.3f} ± {error:.3f}" for band, (_, last, error) in values.items()}
+        rows.append((f"last sentence, bits per byte: {name}", costs))
     for name, values in scores.items():
         rows.append((f"whole story, bits per byte: {name}", {b: f"{v[0]:.3f}" for b, v in values.items()}))
     rows.append(("rejection: found", {band: f"{100 * value['found']:.0f} %" for band, value in rejection.items()}))

@@ -112,7 +112,8 @@ def draw_ablations(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def draw_endings(results: dict[str, Any], path: Path) -> None:
-    """What a last sentence costs under the judge, by band: ours, real stories' and the baselines'."""
+    """What a last sentence costs under the judge, by band: ours, real stories' and the baselines'; the lines are one
+    standard error up and down."""
     scores = results["bits per byte"]
     shown = [name for name in ("real", "sampled", "greedy", "forced", "stop at first") if name in scores]
     bands = list(scores["sampled"])
@@ -120,7 +121,8 @@ def draw_endings(results: dict[str, Any], path: Path) -> None:
     width = 0.8 / len(shown)
     for number, name in enumerate(shown):
         places = [band + (number - (len(shown) - 1) / 2) * width for band in range(len(bands))]
-        axes.bar(places, [scores[name].get(band, (0, 0))[1] for band in bands], width, label=name)
+        _, costs, errors = zip(*(scores[name].get(band, (0, 0, 0)) for band in bands), strict=True)
+        axes.bar(places, costs, width, yerr=errors, error_kw={"elinewidth": 0.8}, label=name)
     axes.set_xticks(range(len(bands)), bands)
     axes.set(ylabel="last sentence, bits per byte under the judge")
     axes.spines[["top", "right"]].set_visible(False)

@@ -64,10 +64,13 @@ def test_repeats_are_counted():
 
 
 def test_the_judge_adds_up_to_the_score(classic_model, tokenizer, stories):
-    whole, last = Judge(classic_model, tokenizer).bits(stories)
+    whole, last, error = Judge(classic_model, tokenizer).bits(stories)
     assert whole == pytest.approx(score_stories(classic_model, tokenizer, stories).bits_per_byte, rel=1e-5)
     forced = [force(story, "xylophone") for story in stories]
     assert 0 < last < Judge(classic_model, tokenizer).bits(forced)[1]
+    twice = Judge(classic_model, tokenizer).bits(stories * 2)
+    assert error > 0
+    assert twice == pytest.approx((whole, last, error / 2**0.5), rel=1e-4)  # each story counts as one observation
 
 
 def test_the_command_writes_table_figure_and_stories(tmp_path: Path):
