@@ -36,6 +36,9 @@ class Metrics:
             with self.path.open("a") as file:
                 file.write(json.dumps(values) + "\n")
 
+    def has_score(self, step: int) -> bool:
+        return any(line["step"] == step and "bits_per_byte" in line for line in self.read())
+
     def draw(self) -> None:
         if self.enabled:
             draw_losses({self.path.parent.name: self.read()}, self.figure)

@@ -119,6 +119,34 @@ def tell_samples(model: TinyStoryForCausalLM, tokenizer: PreTrainedTokenizerBase
     return [stories[index] for index in range(len(requests))]
 
 
+def evaluate(
+    accelerator: Accelerator,
+    model: TinyStoryForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    metrics: Metrics,
+    **progress: float,
+) -> str:
+    """Score the whole model on the texts and let it tell the samples; to the metrics, trackers and samples.txt.
+
+    Returns:
+        the score, as a line for the reader.
+    """
+    with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
+        with accelerator.autocast():
+            score = score_stories(model, tokenizer, texts)
+        stories = tell_samples(model, tokenizer)
+    metrics.write(
+        **progress, bits_per_byte=score.bits_per_byte, validation_loss=score.nats_per_token, stories=score.num_stories
+    )
+    metrics.draw()
+    step = int(progress["step"])
+    accelerator.log({"bits_per_byte": score.bits_per_byte}, step=step)
+    text = "\n\n".join(f"--- update {step} ---\n{story}" for story in stories)
+    (metrics.path.parent / "samples.txt").open("a", encoding="utf-8").write(text + "\n\n")
+    return f"update {step}: {score.bits_per_byte:.4f} bits per byte on {score.num_stories} stories"
+
+
 def update(
     accelerator: Accelerator,
     model: torch.nn.Module,
@@ -246,7 +274,21 @@ def main() -> None:
         accelerator.init_trackers("tiny-story-generator", config={k: str(v) for k, v in asdict(config).items()})
 
     bar = tqdm(total=config.num_steps, initial=step, unit=" updates", disable=not accelerator.is_main_process)
-    while step < config.num_steps:
+    while True:
+        # After the step's checkpoint, so that a long evaluation that is cut off costs no updates.
+        if step and (step % config.evaluate_every == 0 or step == config.num_steps):
+            whole = whole_model(accelerator, model)
+            if accelerator.is_main_process and not metrics.has_score(step):
+                texts = validation_texts if step == config.num_steps else validation_texts[: config.evaluation_stories]
+                bar.write(
+                    evaluate(
+                        accelerator, whole, tokenizer, texts, metrics,
+                        step=step, tokens=tokens_seen, seconds=round(seconds, 1),
+                    )
+                )  # fmt: skip
+            accelerator.wait_for_everyone()
+        if step == config.num_steps:
+            break
         started = time.perf_counter()
         batch = rows.batch(step, config.batch_rows, rank, num_processes)
         factor = learning_rate_factor(step, config.num_steps, config.warmup_steps, config.decay_fraction)
@@ -266,32 +308,10 @@ def main() -> None:
         bar.update()
         bar.set_postfix(loss=f"{loss_value:.3f}", tokens_per_s=f"{num_targets / elapsed:,.0f}", refresh=False)
         metrics.write(step=step, tokens=tokens_seen, seconds=round(seconds, 1), loss=loss_value, lr_factor=factor)
-        if config.report_to != "none":
-            accelerator.log({"loss": loss_value, "tokens": tokens_seen, "lr_factor": factor}, step=step)
+        accelerator.log({"loss": loss_value, "tokens": tokens_seen, "lr_factor": factor}, step=step)
 
-        last = step == config.num_steps
-        evaluating = step % config.evaluate_every == 0 or last
-        saving = step % config.save_every == 0 or last
-        if not (evaluating or saving):
-            continue
-        whole = whole_model(accelerator, model)
-        if evaluating and accelerator.is_main_process:
-            with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
-                with accelerator.autocast():
-                    texts = validation_texts if last else validation_texts[: config.evaluation_stories]
-                    score = score_stories(whole, tokenizer, texts)
-                stories = tell_samples(whole, tokenizer)
-            metrics.write(
-                step=step, tokens=tokens_seen, seconds=round(seconds, 1), bits_per_byte=score.bits_per_byte,
-                validation_loss=score.nats_per_token, stories=score.num_stories,
-            )  # fmt: skip
-            metrics.draw()
-            if config.report_to != "none":
-                accelerator.log({"bits_per_byte": score.bits_per_byte}, step=step)
-            bar.write(f"update {step}: {score.bits_per_byte:.4f} bits per byte on {score.num_stories} stories")
-            text = "\n\n".join(f"--- update {step} ---\n{story}" for story in stories)
-            (run_dir / "samples.txt").open("a", encoding="utf-8").write(text + "\n\n")
-        if saving:
+        if step % config.save_every == 0 or step == config.num_steps:
+            whole = whole_model(accelerator, model)
             state = {
                 "step": step, "tokens_seen": tokens_seen, "seconds": seconds, "config": asdict(config),
                 "rng": gather_object([torch.get_rng_state()]), "optimizers": optimizer_states(model, optimizers),
@@ -299,7 +319,7 @@ def main() -> None:
             }  # fmt: skip
             if accelerator.is_main_process:
                 save_checkpoint(run_dir / "checkpoints", step, whole, tokenizer, state, keep=config.keep_checkpoints)
-        accelerator.wait_for_everyone()
+            accelerator.wait_for_everyone()
     bar.close()
     whole = whole_model(accelerator, model)
     if accelerator.is_main_process:

@@ -106,6 +106,18 @@ def test_a_killed_run_resumes_to_the_same_weights(straight: Path, tmp_path: Path
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_an_evaluation_that_was_cut_off_is_made_up_for(straight: Path, tmp_path: Path, validation: Path):
+    run_dir = tmp_path / straight.name
+    shutil.copytree(straight, run_dir, ignore=shutil.ignore_patterns("model"))
+    lines = (straight / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert "bits_per_byte" in lines[-1]
+    (run_dir / "metrics.jsonl").write_text("".join(lines[:-1]))
+    done = train(run_dir, validation_dataset=validation)
+    assert done.returncode == 0, done.stderr
+    assert (run_dir / "metrics.jsonl").read_text() == "".join(lines)
+    assert (run_dir / "model" / "model.safetensors").is_file()
+
+
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory, validation: Path) -> Path:
     run_dir = tmp_path_factory.mktemp("one")
