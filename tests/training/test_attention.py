@@ -5,30 +5,28 @@ import torch
 
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
+from tests.conftest import RECIPES, large_init
 from training.attention import BLOCK
 from training.config import TrainingConfig
 from training.train import build_model
 
 LENGTH = 2 * BLOCK + 40
-SHAPE = {
-    "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 32, "dropout": 0.0, "initializer_range": 0.5, "norm_position": "pre", "position_type": "rope",
-}  # fmt: skip
 
 
 def twins() -> tuple[TinyStoryForCausalLM, TinyStoryForCausalLM]:
-    torch.manual_seed(0)
-    eager = TinyStoryForCausalLM(TinyStoryConfig(**SHAPE)).double()
-    eager.set_attn_implementation("eager")
-    blocks = TinyStoryForCausalLM(TinyStoryConfig(**SHAPE)).double()
-    blocks.load_state_dict(eager.state_dict())
-    blocks.set_attn_implementation("causal_blocks")
-    return eager, blocks
+    """The modern recipe, small, with large random weights, in eager attention and in blocks."""
+    models = []
+    for implementation in ("eager", "causal_blocks"):
+        model = TinyStoryForCausalLM(TinyStoryConfig(**RECIPES["modern"]))
+        large_init(model)
+        model.set_attn_implementation(implementation)
+        models.append(model.double())
+    return models[0], models[1]
 
 
 @pytest.mark.parametrize("stories", [1, 3])
 def test_loss_and_gradients_are_those_of_eager_attention(stories: int):
-    ids = torch.randint(3, 100, (2, LENGTH))
+    ids = torch.randint(3, 99, (2, LENGTH))
     position_ids = (torch.arange(LENGTH) % -(-LENGTH // stories)).expand(2, -1)
     losses, gradients = [], []
     for model in twins():
@@ -41,7 +39,7 @@ def test_loss_and_gradients_are_those_of_eager_attention(stories: int):
 
 
 def test_after_a_cached_beginning_too():
-    ids = torch.randint(3, 100, (2, LENGTH))
+    ids = torch.randint(3, 99, (2, LENGTH))
     eager, blocks = twins()
     with torch.no_grad():
         whole = eager(input_ids=ids).logits
@@ -52,6 +50,6 @@ def test_after_a_cached_beginning_too():
 
 def test_a_run_can_ask_for_it(tmp_path):
     config = TrainingConfig(str(tmp_path), attention="causal_blocks")
-    assert build_model(config, TinyStoryConfig(**SHAPE)).config._attn_implementation == "causal_blocks"
+    assert build_model(config, TinyStoryConfig(**RECIPES["modern"])).config._attn_implementation == "causal_blocks"
     with pytest.raises(ValueError, match="causal_block"):
-        build_model(TrainingConfig(str(tmp_path), attention="causal_block"), TinyStoryConfig(**SHAPE))
+        build_model(TrainingConfig(str(tmp_path), attention="causal_block"), TinyStoryConfig(**RECIPES["modern"]))
