@@ -87,6 +87,7 @@ WATCH_THE_STORY = """() => {
 
 
 def test_the_story_streams_in(page: Page):
+    page.get_by_role("slider").press("End")  # the longest: a short story is written between two looks of the browser
     page.evaluate(WATCH_THE_STORY)
     ask(page, "Once upon a time", "friends")
     page.wait_for_function("window.written && !document.querySelector('.pen')")
