@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from transformers import Pipeline
 
 from modeling import search_tiny_story
-from modeling.generation_tiny_story import write_stories
+from modeling.control_tiny_story import LENGTHS, SPECIAL_TOKENS
+from modeling.generation_tiny_story import _plan, write_stories
 from modeling.request_tiny_story import StoryRequest, bare_words, closes_sentence, count_words, ends_with, includes
 from modeling.sampling_tiny_story import DRY_ALLOWED
+from modeling.story_tiny_story import vocabulary_of
 
 PAIRS = [
     ("She", "happy", 40), ("The dragon", "home", 60), ("one day, a boy named Zog", "volcano", 50),
@@ -81,6 +83,16 @@ def test_a_longer_length_gives_longer_stories(tell: Pipeline):
     )
     if tell.model.config.control_prefix:
         assert sum(short) / 32 + 50 < sum(long) / 32
+
+
+@pytest.mark.parametrize(("end", "max_words", "bucket"), [(None, 150, 4), ("home", 150, 3), ("home", 200, None)])
+def test_a_story_that_waits_for_its_ending_is_planned_shorter(
+    tell: Pipeline, end: str | None, max_words: int, bucket: int | None
+):
+    request = StoryRequest("She", end=end, max_words=max_words)
+    prefix, _ = _plan(request, vocabulary_of(tell.tokenizer), tell.model.config)
+    lengths = [SPECIAL_TOKENS.index(name) for name in LENGTHS]
+    assert [token for token in prefix if token in lengths] == ([lengths[bucket - 1]] if bucket else [])
 
 
 def test_an_ending_that_comes_at_once_is_not_the_story(tell: Pipeline):
