@@ -35,14 +35,15 @@ def contestants(tell: Pipeline) -> dict[str, Callable[[int], int]]:
         results = tell(STARTS[number % len(STARTS)], max_words=150, seed=number * 100, **wishes)
         return sum(result["num_tokens"] for result in (results if isinstance(results, list) else [results]))
 
+    def one_by_one(number: int, ends: tuple[str | None, ...] = (None,)) -> int:
+        return sum(stories(EACH * number + i, end=ends[i // len(STARTS) % len(ends)]) for i in range(EACH))
+
     return {
         "Llama generate": generate,
         "Llama generate, 16 at once": lambda number: generate(number, 16),
         "story, full precision": lambda number: stories(number, precision="full"),
-        "story": lambda number: sum(stories(EACH * number + i) for i in range(EACH)),
-        "story with an ending": lambda number: sum(
-            stories(EACH * number + i, end=ENDS[i // len(STARTS) % len(ENDS)]) for i in range(EACH)
-        ),
+        "story": one_by_one,
+        "story with an ending": lambda number: one_by_one(number, ENDS),
         "16 stories at once": lambda number: stories(number, num_stories=16),
     }
 

@@ -28,13 +28,14 @@ def length_bucket(num_words: int) -> int:
     return 1 + sum(num_words > limit for limit in LENGTH_LIMITS)
 
 
-def fitting_bucket(max_words: int) -> int | None:
+def fitting_bucket(max_words: int, waits: bool = False) -> int | None:
     """The longest bucket whose middle leaves 15 words to max_words (or the shortest bucket): nearly all its stories
-    come to their own end in time. None if nearly all stories are that short anyway."""
+    come to their own end in time. A story that waits for its ending goes on until it fits, so it is left 35. None if
+    nearly all stories are that short anyway."""
     if max_words >= 200:
         return None
     middles = ((low + high) / 2 for low, high in pairwise(LENGTH_LIMITS))
-    return 1 + sum(middle + 15 <= max_words for middle in middles)
+    return 1 + sum(middle + (35 if waits else 15) <= max_words for middle in middles)
 
 
 def control_prefix(

@@ -30,7 +30,6 @@ CHARACTERS_PER_WORD = 5
 # it would rather stop: a better place for a search than the limit.
 HINT = 0.03  # of </sos>, after a sentence
 LATE = 0.41  # of the words there were to write, at most so many left
-WAITING_WORDS = 20  # by which a story with an ending is planned shorter: it goes on until the ending fits
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
 
 
@@ -98,10 +97,9 @@ def _plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfi
     prefix: list[int] = []
     ending = None if request.stop_at_first else request.end
     if config.control_prefix:
-        fitting = fitting_bucket(request.max_words)
-        if fitting and ending:
-            fitting = fitting_bucket(request.max_words - WAITING_WORDS)
-        bucket = min((bucket for bucket in (fitting, NAMED_LENGTHS.get(request.length)) if bucket), default=None)
+        waits = bool(ending) and not request.length  # a length that the reader named stands
+        buckets = [fitting_bucket(request.max_words, waits), NAMED_LENGTHS.get(request.length)]
+        bucket = min((bucket for bucket in buckets if bucket), default=None)
         prefix = control_prefix(vocabulary.encode, ending, bucket, request.include)
     wanted = [*request.include, *([ending] if ending else [])]
     reserve = sum(CANDIDATE_TOKENS + 8 + len(vocabulary.encode(f" {words}")) for words in wanted or [""])

@@ -85,11 +85,14 @@ def test_a_longer_length_gives_longer_stories(tell: Pipeline):
         assert sum(short) / 32 + 50 < sum(long) / 32
 
 
-@pytest.mark.parametrize(("end", "max_words", "bucket"), [(None, 150, 4), ("home", 150, 3), ("home", 200, None)])
+@pytest.mark.parametrize(
+    ("end", "max_words", "length", "bucket"),
+    [(None, 150, None, 4), ("home", 150, None, 3), ("home", 150, "medium", 4), ("home", 200, None, None)],
+)
 def test_a_story_that_waits_for_its_ending_is_planned_shorter(
-    tell: Pipeline, end: str | None, max_words: int, bucket: int | None
+    tell: Pipeline, end: str | None, max_words: int, length: str | None, bucket: int | None
 ):
-    request = StoryRequest("She", end=end, max_words=max_words)
+    request = StoryRequest("She", end=end, max_words=max_words, length=length)
     prefix, _ = _plan(request, vocabulary_of(tell.tokenizer), tell.model.config)
     lengths = [SPECIAL_TOKENS.index(name) for name in LENGTHS]
     assert [token for token in prefix if token in lengths] == ([lengths[bucket - 1]] if bucket else [])
