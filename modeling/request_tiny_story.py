@@ -65,7 +65,8 @@ class StoryRequest:
         start: the story's first words; they are kept as they are but for a capital first letter and outer blanks.
         end: word or phrase the story ends on; None or "</sos>" lets the model end where it likes.
         max_words: longest length, the start included. The model may stop by itself from half of it on, or from 200
-            characters (some 40 words) if that is less.
+            characters (some 40 words) if that is less. Below 200, unless a length is named, a story with an ending is
+            planned some 35 words shorter than this, so that its ending fits in.
         include: up to three words or phrases that occur in the story, inflected or not (see `includes`).
         length: "short" (about 65 words), "medium" (about 120) or "long" (about 215), as far as max_words allows; None
             leaves it to the model and max_words.
