@@ -26,10 +26,11 @@ from .story_tiny_story import Story, Vocabulary, vocabulary_of
 TOKENS_PER_WORD = 1.4  # of TinyStories: how much room the cache gets at once
 LEAST_CHARACTERS = 200  # before the model may stop, or as many as half of max_words take: real ones have 250
 CHARACTERS_PER_WORD = 5
-# A model that was told the ending waits for it. Late in the story, a small probability of </sos> already says that here
-# it would rather stop: a better place for a search than the limit.
-HINT = 0.03  # of </sos>, after a sentence
+# A story with an ending waits for it. Late in it, a small probability of </sos> already says that here the model would
+# rather stop: a better place for a search than the limit. And any sentence may be the last: it is drawn less boldly.
 LATE = 0.41  # of the words there were to write, at most so many left
+HINT = 0.03  # of </sos>, after a sentence
+COOLING = 0.5  # of the reader's temperature
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
 
 
@@ -147,7 +148,15 @@ def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:
         logits[vocabulary.joins] = -np.inf
     for token, penalty in repetition_penalties(story.ids, request.dry_multiplier).items():
         logits[token] -= penalty
-    return sample(*nucleus(logits, request.temperature, request.top_p), story.random.random())
+    temperature = request.temperature * (COOLING if _closes_soon(story) else 1)
+    return sample(*nucleus(logits, temperature, request.top_p), story.random.random())
+
+
+def _closes_soon(story: Story) -> bool:
+    """Whether the story waits for its ending and is late."""
+    request = story.request
+    waits = bool(request.end) and not request.stop_at_first
+    return waits and story.words_left <= LATE * (request.max_words - story.words_given)
 
 
 def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary, full: bool) -> str | Target | None:
@@ -161,7 +170,7 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
         return None  # in the middle of a word
     planned = bool(request.end) and not request.stop_at_first
     stops, left, closed = token == vocabulary.eos, story.words_left, closes_sentence(text)
-    if planned and closed and left <= LATE * (request.max_words - count_words(request.start)):
+    if closed and _closes_soon(story):
         stops = stops or log_softmax(logits)[vocabulary.eos] >= np.log(HINT)
     missing = request.missing(text)
     may_end = request.end and not missing and len(text) > len(request.start)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Pipeline
 
 from .decoder_tiny_story import Precision
 from .generation_tiny_story import Story, write_stories
-from .request_tiny_story import StoryRequest, count_words
+from .request_tiny_story import StoryRequest
 
 SEEDS = 2**31  # seeds drawn lie below
 CANDIDATE_SEEDS = 1_000_003  # from one candidate's seed to the next one's
@@ -142,7 +142,7 @@ class StoryGenerationPipeline(Pipeline):
             "start": story.request.start,
             "end": story.request.end,
             "finish_reason": story.finish_reason,
-            "num_words": count_words(story.text),
+            "num_words": story.num_words,
             "num_tokens": len(story.ids),
             "seed": story.request.seed,
         }

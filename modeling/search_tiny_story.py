@@ -62,7 +62,7 @@ def bring_in(
     fork = decoder.fork([row] * CANDIDATES, room=CANDIDATE_TOKENS)
     continuations = _continue(story, fork, logits, vocabulary, room, [x[0] for x in spelling_ids])
     places = []  # (score of the continuation so far and the first token, continuation, tokens of it, spelling)
-    most_words = count_words(story.text) + room
+    most_words = story.num_words + room
     seen: set[tuple[int, ...]] = set()
     for index, way in enumerate(continuations):
         for length, firsts in enumerate(way.first):

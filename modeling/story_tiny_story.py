@@ -28,11 +28,12 @@ class Story:
 
     def __post_init__(self) -> None:
         self.num_given = len(self.ids)  # tokens of the start
+        self.words_given, self.num_words = count_words(self.request.start), count_words(self.text)
         self.ending_words = count_words(self.request.end or "") if not self.request.stop_at_first else 0
 
     @property
     def words_left(self) -> int:
-        return self.request.max_words - count_words(self.text)
+        return self.request.max_words - self.num_words
 
     def words_needed(self, missing: list[str]) -> int:
         """Words of what the story must still hold: the words to include that are missing, and its ending."""
@@ -44,6 +45,7 @@ class Story:
         # A piece with half a character in it only makes sense beside its neighbours.
         partial = "\ufffd" in piece or "\ufffd" in self.text[-3:]
         self.text = vocabulary.decode(self.ids) if partial else self.text + piece
+        self.num_words = count_words(self.text)
         self.whole_word = self.whole_word and not any(map(str.isspace, piece))
 
     def give(self) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling.decoder_tiny_story import open_decoder
-from modeling.generation_tiny_story import HINT, _judge
+from modeling.generation_tiny_story import COOLING, HINT, _draw, _judge
 from modeling.request_tiny_story import StoryRequest
 from modeling.sampling_tiny_story import log_softmax
 from modeling.search_tiny_story import CANDIDATES, TOKEN_NATS, Target, _continue
@@ -86,3 +86,25 @@ def test_late_in_a_story_a_hint_of_an_end_is_enough(vocabulary, probability, sta
     logits[[drawn, vocabulary.eos]] = np.log([1 - probability, probability])
     step = _judge(story, drawn, logits, vocabulary, full=False)
     assert step == (Target("moon", final=True) if search else None)
+
+
+@pytest.mark.parametrize(
+    ("words", "end", "cold"),
+    [
+        (70, "moon", True),
+        (60, "moon", False),  # too early
+        (70, None, False),  # no sentence needs to close
+    ],
+)
+def test_late_in_a_story_with_an_ending_draws_are_colder(vocabulary, words, end, cold: bool):
+    """They are the draws of a story without an ending at half the temperature."""
+    text = " ".join(["word"] * words) + "."
+
+    def draws(end: str | None, temperature: float) -> list[int]:
+        request = StoryRequest("word " * 20, end=end, max_words=100, temperature=temperature)
+        story = Story(request, vocabulary.encode(text), text, Random(0))
+        logits = np.random.default_rng(0).normal(size=len(vocabulary.pieces)).astype(np.float32) * 3
+        return [_draw(story, logits, vocabulary) for _ in range(200)]
+
+    warm, colder = draws(None, 0.8), draws(None, 0.8 * COOLING)
+    assert warm != colder and draws(end, 0.8) == (colder if cold else warm)
