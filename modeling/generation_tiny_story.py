@@ -96,7 +96,7 @@ def write_stories(
 def _plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig) -> tuple[list[int], int]:
     """The control prefix, and how many tokens of text leave just room for what was asked for and its search."""
     prefix: list[int] = []
-    ending = None if request.stop_at_first else request.end
+    ending = request.planned_end
     if config.control_prefix:
         waits = bool(ending) and not request.length  # a length that the reader named stands
         buckets = [fitting_bucket(request.max_words, waits), NAMED_LENGTHS.get(request.length)]
@@ -155,8 +155,7 @@ def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:
 def _closes_soon(story: Story) -> bool:
     """Whether the story waits for its ending and is late."""
     request = story.request
-    waits = bool(request.end) and not request.stop_at_first
-    return waits and story.words_left <= LATE * (request.max_words - story.words_given)
+    return bool(request.planned_end) and story.words_left <= LATE * (request.max_words - story.words_given)
 
 
 def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary, full: bool) -> str | Target | None:
@@ -168,7 +167,7 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
     request, text = story.request, story.text
     if vocabulary.joins[token] and not text[-1:].isspace() and not full:
         return None  # in the middle of a word
-    planned = bool(request.end) and not request.stop_at_first
+    planned = bool(request.planned_end)
     stops, left, closed = token == vocabulary.eos, story.words_left, closes_sentence(text)
     if closed and _closes_soon(story):
         stops = stops or log_softmax(logits)[vocabulary.eos] >= np.log(HINT)

@@ -129,6 +129,11 @@ class StoryRequest:
             what = "the start" + (", the words to include" if added else "") + (" and the ending" if end else "")
             raise ValueError(f"max_words is {self.max_words}, but {what} alone need {least}")
 
+    @property
+    def planned_end(self) -> str | None:
+        """The ending that the story waits for; None where there is none, or the story stops at the first."""
+        return None if self.stop_at_first else self.end
+
     def missing(self, text: str) -> list[str]:
         """The words to include that the text does not hold yet; the ending's own words count as held."""
         return [word for word in self.include if not includes(text, word) and not includes(self.end or "", word)]

@@ -29,7 +29,7 @@ class Story:
     def __post_init__(self) -> None:
         self.num_given = len(self.ids)  # tokens of the start
         self.words_given, self.num_words = count_words(self.request.start), count_words(self.text)
-        self.ending_words = count_words(self.request.end or "") if not self.request.stop_at_first else 0
+        self.ending_words = count_words(self.request.planned_end or "")
 
     @property
     def words_left(self) -> int:
