@@ -47,6 +47,8 @@ class Metrics:
 def draw_losses(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Training loss (nats per token, smoothed) and validation (bits per byte) of runs, against tokens.
 
+    A score on another number of stories than a run's first stands alone, as a ring.
+
     Args:
         runs: by name, the lines of each run's metrics.jsonl.
     """
@@ -57,22 +59,22 @@ def draw_losses(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for line in training:
             value = line["loss"] if value is None else 0.95 * value + 0.05 * line["loss"]
             smooth.append(value)
-        left.plot([line["tokens"] / 1e6 for line in training], smooth, label=name)
         scores = [line for line in lines if "bits_per_byte" in line]
-        right.plot([x["tokens"] / 1e6 for x in scores], [x["bits_per_byte"] for x in scores], "o-", label=name)
         if scores:
-            last = scores[-1]
-            right.annotate(
-                f"{last['bits_per_byte']:.3f}", (last["tokens"] / 1e6, last["bits_per_byte"]),
-                textcoords="offset points", xytext=(0, 8), ha="center",
-            )  # fmt: skip
+            last = scores[-1]  # at a run's end it is of all stories, and no line leads there
+            name += f": {last['bits_per_byte']:.3f} on {last['stories']:,} stories"
+        (curve,) = left.plot([line["tokens"] / 1e6 for line in training], smooth, label=name)
+        way = [score for score in scores if score["stories"] == scores[0]["stories"]]
+        alone = [score for score in scores if score not in way]
+        for some, style in ((way, {"marker": "o"}), (alone, {"marker": "o", "ls": "", "markerfacecolor": "white"})):
+            x, y = [score["tokens"] / 1e6 for score in some], [score["bits_per_byte"] for score in some]
+            right.plot(x, y, color=curve.get_color(), **style)
     left.set(xlabel="million tokens", ylabel="training loss, nats per token")
     right.set(xlabel="million tokens", ylabel="validation, bits per byte")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    if len(runs) > 1:
-        right.legend(frameon=False)
+    left.legend(frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
