@@ -4,8 +4,13 @@ A control prefix stands before `<sos>` and tells the model what story is wanted:
 
     <ending> happy<length_3><include> dragon<sos>Once upon a time ... happy.</sos>
 
-Each part may be missing; a story without wishes is plain `<sos> text </sos>`. Ids 0 to 15 are reserved from the first
-tokenizer on; a checkpoint trained without prefixes and one trained with them share one vocabulary.
+Each part may be missing; a story without wishes is plain `<sos> text </sos>`. Within a story, `<close>` asks for the
+next words backwards, from the last one given to where `<begin>` says they begin:
+
+    ... She was tired.<close></sos>. home went She<begin>
+
+Ids 0 to 15 are reserved from the first tokenizer on; a checkpoint trained without prefixes and one trained with them
+share one vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +19,10 @@ from itertools import pairwise
 PAD, BOS, EOS = "<pad>", "<sos>", "</sos>"
 ENDING, INCLUDE = "<ending>", "<include>"
 LENGTHS = tuple(f"<length_{bucket}>" for bucket in range(1, 9))
-RESERVED = tuple(f"<reserved_{number}>" for number in range(1, 4))
+CLOSE, BEGIN = "<close>", "<begin>"
+RESERVED = "<reserved_1>"
 
-SPECIAL_TOKENS = (PAD, BOS, EOS, ENDING, INCLUDE, *LENGTHS, *RESERVED)  # in order of their ids
+SPECIAL_TOKENS = (PAD, BOS, EOS, ENDING, INCLUDE, *LENGTHS, CLOSE, BEGIN, RESERVED)  # in order of their ids
 
 LENGTH_LIMITS = (50, 80, 110, 130, 150, 180, 250)  # longest story, in words, of each length but the last
 NAMED_LENGTHS = {"short": 2, "medium": 4, "long": 7}  # the bucket of each name, counted from 1

@@ -34,6 +34,10 @@ class TrainingConfig:
     whole_stories: bool = field(
         default=False, metadata={"help": "with prefixes: no excerpts, no story that ends early"}
     )
+    closings_share: float = field(
+        default=0.0,
+        metadata={"help": "share of the stories with sentences written backwards, to learn closing on a word"},
+    )
     row_length: int = field(default=512, metadata={"help": "tokens of a packed row"})
     batch_rows: int = field(default=16, metadata={"help": "rows per update, over all processes"})
     micro_batch_rows: int = field(default=16, metadata={"help": "rows per forward pass and process, at most"})
@@ -65,8 +69,9 @@ class TrainingConfig:
                      "evaluation_stories", "save_every", "keep_checkpoints"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.wishes_share <= 1:
-            raise ValueError(f"wishes_share must be between 0 and 1, got {self.wishes_share}")
+        for name in ("wishes_share", "closings_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if not 0 < self.decay_fraction <= 1:
             raise ValueError(f"decay_fraction must be above 0 and at most 1, got {self.decay_fraction}")
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):

@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
 from transformers import PreTrainedTokenizerFast
 
+from training.closings import CLOSE_ID, draw_closings
 from training.wishes import draw_excerpt, draw_wishes
 
 DEFAULT_DATASET = "roneneldan/TinyStories"
@@ -133,6 +134,7 @@ def tokenise(
     wishes_share: float = 0.0,
     seed: str = "",
     whole_stories: bool = False,
+    closings_share: float = 0.0,
     num_proc: int | None = None,
 ) -> Dataset:
     """Add `input_ids`, `<sos> text </sos>` without the token at an end that `kind` says was cut off, and
@@ -143,11 +145,12 @@ def tokenise(
             an excerpt with one (training/wishes.py).
         seed: with it, each story's wishes are drawn from its place in the data set alone.
         whole_stories: no excerpts, and no story with a prefix ends early.
+        closings_share: share of the stories, and excerpts, with sentences written backwards (training/closings.py).
     """
     # The tokenizer travels as its JSON text: that is stable, so the cache recognises it.
     options = {"backend": tokenizer.backend_tokenizer.to_str(), "bos": tokenizer.bos_token_id}
     options |= {"eos": tokenizer.eos_token_id, "wishes_share": wishes_share, "seed": seed}
-    options |= {"whole_stories": whole_stories}
+    options |= {"whole_stories": whole_stories, "closings_share": closings_share}
     return stories.map(
         tokenise_batch, batched=True, with_indices=True, fn_kwargs=options, remove_columns=["text", "kind"],
         num_proc=num_proc, desc="Tokenising",
@@ -163,6 +166,7 @@ def tokenise_batch(
     wishes_share: float,
     seed: str,
     whole_stories: bool = False,
+    closings_share: float = 0.0,
 ) -> dict[str, list]:
     from tokenizers import Tokenizer
 
@@ -172,7 +176,7 @@ def tokenise_batch(
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
-    prefixes, texts, kinds = [], [], []
+    rows, prefix_lengths = [], []
     for index, text, kind in zip(indices, batch["text"], batch["kind"], strict=True):
         rng = random.Random(f"{seed} {index}")
         drawn: list[tuple[str, list[int], str]] = [(kind, [], text)]
@@ -181,16 +185,12 @@ def tokenise_batch(
         if wishes_share and not whole_stories and (excerpt := draw_excerpt(text, encode, rng)):
             drawn.append(("story", *excerpt))
         for kind, prefix, text in drawn:
-            kinds.append(kind)
-            prefixes.append(prefix)
-            texts.append(text)
-    rows = []
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    for prefix, encoding, kind in zip(prefixes, encodings, kinds, strict=True):
-        start = [*prefix, bos] if prefix or kind in ("story", "head") else []
-        end = [eos] if kind in ("story", "tail") else []
-        rows.append(start + encoding.ids + end)
-    return {"input_ids": rows, "prefix_length": [len(prefix) for prefix in prefixes]}
+            start = [*prefix, bos] if prefix or kind in ("story", "head") else []
+            end = [eos] if kind in ("story", "tail") else []
+            turned = rng.random() < closings_share
+            rows.append(start + (draw_closings(text, encode, end, rng) if turned else encode(text) + end))
+            prefix_lengths.append(len(prefix))
+    return {"input_ids": rows, "prefix_length": prefix_lengths}
 
 
 def pack(documents: Dataset, row_length: int, pad_token_id: int) -> Dataset:
@@ -202,7 +202,7 @@ def pack(documents: Dataset, row_length: int, pad_token_id: int) -> Dataset:
         A data set with `input_ids`, `position_ids` and `labels`, each (row_length,). Positions restart where a document
         starts, which is how the model keeps documents apart. Labels are the tokens themselves (the model shifts them);
         what must not be predicted from its left neighbour is `IGNORED`: a piece's first token, a control prefix and the
-        `<sos>` after it, and the padding (`pad_token_id`) that fills a row up.
+        `<sos>` after it, `<close>`, and the padding (`pad_token_id`) that fills a row up.
     """
     options = {"row_length": row_length, "pad_token_id": pad_token_id}
     return documents.map(
@@ -241,7 +241,7 @@ def pack_batch(batch: dict[str, list], row_length: int, pad_token_id: int) -> di
         for ids, start, unscored in (pieces[index] for index in row):
             input_ids += ids
             position_ids += range(start, start + len(ids))
-            labels += [IGNORED] * unscored + ids[unscored:]
+            labels += [IGNORED] * unscored + [IGNORED if token == CLOSE_ID else token for token in ids[unscored:]]
         padding = row_length - len(input_ids)
         packed["input_ids"].append(input_ids + [pad_token_id] * padding)
         packed["position_ids"].append(position_ids + list(range(padding)))
@@ -250,7 +250,7 @@ def pack_batch(batch: dict[str, list], row_length: int, pad_token_id: int) -> di
 
 
 class TrainingRows:
-    """The packed rows of every pass over some stories; with wishes, each pass draws them anew.
+    """The packed rows of every pass over some stories; with wishes or closings, each pass draws them anew.
 
     What an update trains on is a function of its number alone, so a resumed run needs no position in the data, nor
     does another number of processes see other batches.
@@ -264,16 +264,19 @@ class TrainingRows:
         wishes_share: float = 0.0,
         seed: int = 0,
         whole_stories: bool = False,
+        closings_share: float = 0.0,
     ):
         self.stories, self.tokenizer = stories, tokenizer
-        self.row_length, self.wishes_share, self.seed = row_length, wishes_share, seed
+        self.row_length, self.seed = row_length, seed
+        self.shares = {"wishes_share": wishes_share, "closings_share": closings_share}
+        self.is_drawn = any(self.shares.values())
         self.whole_stories = whole_stories
         self._pass_number, self._rows = 0, self._pack(0)
-        self.num_rows = len(self._rows)  # of each pass; wishes make some passes a few rows longer or shorter
+        self.num_rows = len(self._rows)  # of each pass; what is drawn makes some passes a few rows longer or shorter
 
     def _pack(self, pass_number: int) -> Dataset:
-        seed = f"{self.seed} {pass_number}" if self.wishes_share else ""
-        documents = tokenise(self.stories, self.tokenizer, self.wishes_share, seed, self.whole_stories)
+        seed = f"{self.seed} {pass_number}" if self.is_drawn else ""
+        documents = tokenise(self.stories, self.tokenizer, seed=seed, whole_stories=self.whole_stories, **self.shares)
         return pack(documents, self.row_length, self.tokenizer.pad_token_id)
 
     def batch(self, step: int, batch_rows: int, rank: int = 0, num_processes: int = 1) -> dict[str, torch.Tensor]:
@@ -286,7 +289,7 @@ class TrainingRows:
         for place in range(step * batch_rows + rank, (step + 1) * batch_rows, num_processes):
             pass_number, at = divmod(place, self.num_rows)
             if pass_number != self._pass_number:
-                if self.wishes_share:
+                if self.is_drawn:
                     self._rows = self._pack(pass_number)
                 self._pass_number = pass_number
             row = self._rows[_permutation(pass_number, len(self._rows), self.seed)[at % len(self._rows)]]

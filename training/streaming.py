@@ -40,6 +40,7 @@ class StreamedRows:
         rank: int = 0,
         num_processes: int = 1,
         whole_stories: bool = False,
+        closings_share: float = 0.0,
     ):
         texts = [source for source in sources if source.endswith(".txt")]
         if texts:
@@ -49,7 +50,7 @@ class StreamedRows:
         self.encoding = {
             "backend": tokenizer.backend_tokenizer.to_str(), "bos": tokenizer.bos_token_id,
             "eos": tokenizer.eos_token_id, "wishes_share": wishes_share,
-            "whole_stories": whole_stories,
+            "whole_stories": whole_stories, "closings_share": closings_share,
         }  # fmt: skip
         self.seed = f"{seed} {rank}"
         self.held_out = {digest(text) for text in held_out}

@@ -88,7 +88,7 @@ def load_data(
 ) -> tuple[TrainingRows | StreamedRows, list[str]]:
     """Packed training rows, and the validation stories."""
     validation = load_stories([config.validation_dataset], "validation")
-    names = ("row_length", "wishes_share", "seed", "whole_stories")
+    names = ("row_length", "wishes_share", "seed", "whole_stories", "closings_share")
     options: dict[str, Any] = {name: getattr(config, name) for name in names}
     if config.streaming:
         texts = list(validation["text"])

@@ -49,7 +49,7 @@ def draw_wishes(
     Returns:
         An empty prefix and the text as it was if the text cannot carry wishes (no end, or too few sentences).
     """
-    starts = _sentence_starts(text)
+    starts = sentence_starts(text)
     if kind not in ("story", "tail") or len(starts) < 3:
         return [], text
     first, end = 0, len(text)
@@ -74,7 +74,7 @@ def draw_wishes(
 def draw_excerpt(text: str, encode: Callable[[str], list[int]], rng: random.Random) -> tuple[list[int], str] | None:
     """One to three whole sentences of a text, and the control prefix of their ending and length; None if the text has
     not two whole sentences."""
-    starts = _sentence_starts(text)
+    starts = sentence_starts(text)
     if len(starts) < 2:
         return None
     first = rng.randrange(len(starts) - 1)
@@ -82,7 +82,7 @@ def draw_excerpt(text: str, encode: Callable[[str], list[int]], rng: random.Rand
     return control_prefix(encode, _ending(excerpt, rng), length_bucket(count_words(excerpt))), excerpt
 
 
-def _sentence_starts(text: str) -> list[int]:
+def sentence_starts(text: str) -> list[int]:
     """Where sentences begin that no open quote stands before; the first one, which may be cut, is left out."""
     return [match.end() for match in SENTENCE_START.finditer(text) if text.count('"', 0, match.end()) % 2 == 0]
 
