@@ -89,9 +89,7 @@ def write_stories(
         logits = decoder.step([stories[index].ids[-1] for index in rows]).numpy()
 
 
-def plan(
-    request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig
-) -> tuple[list[int], list[int], int]:
+def plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig) -> tuple[list[int], list[int], int]:
     """The control prefix, the start's tokens, and how many tokens of text leave just room for what was asked for and
     its search. The prefix speaks as the training stories do; the story keeps the reader's spelling.
 
