@@ -74,13 +74,15 @@ def open_quote(text: str) -> bool:
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """The value as an int; integers of NumPy and PyTorch are whole numbers too.
+    """The value as an int; integers of NumPy and PyTorch are whole numbers too, and so is 60.0, which a data frame makes
+    of 60 in a column with gaps.
 
     Raises:
         ValueError: it is no whole number, or below the least.
     """
     try:
-        number = operator.index(value)
+        whole = isinstance(value, float) and value.is_integer()
+        number = int(value) if whole else operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # the last two: a tensor of several numbers
         number = least - 1
     if isinstance(value, bool) or number < least:
