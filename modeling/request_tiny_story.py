@@ -74,8 +74,8 @@ def open_quote(text: str) -> bool:
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """The value as an int; integers of NumPy and PyTorch are whole numbers too, and so is 60.0, which a data frame makes
-    of 60 in a column with gaps.
+    """The value as an int; integers of NumPy and PyTorch are whole numbers too, and so is 60.0, which is what a data
+    frame makes of 60 in a column with gaps.
 
     Raises:
         ValueError: it is no whole number, or below the least.

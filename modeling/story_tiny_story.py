@@ -84,6 +84,9 @@ class Vocabulary:
         self.not_text = self.special.copy()
         self.not_text[self.eos] = False
         self.not_whole = self.special | np.array([not is_text(data, whole=True) for data in self.bytes])
+        self.inside = [
+            i for i, data in enumerate(self.bytes) if data and data[0] & 0xC0 == 0x80 and not self.special[i]
+        ]
         self._encoded = lru_cache(maxsize=1024)(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
         self.breaks = lru_cache(maxsize=256)(self._breaks)
 
@@ -96,10 +99,9 @@ class Vocabulary:
     def _breaks(self, half: bytes) -> np.ndarray:
         """Mask (vocab,) of what cannot come after these first bytes of a character, or after none: what is no text, and
         bytes that no character has there. While a character is unfinished the story cannot end."""
-        mask = self.not_text.copy()
-        if half:
-            mask[self.eos] = True
-        for token in np.flatnonzero(~mask if half else self.not_whole & ~mask):
+        mask = np.ones_like(self.special) if half else self.not_text.copy()
+        # Whole characters follow on whole ones; only what begins inside a character goes on with one.
+        for token in self.inside if half else np.flatnonzero(self.not_whole & ~self.special):
             mask[token] = not is_text(half + self.bytes[token], whole=False)
         return mask
 
@@ -134,10 +136,11 @@ def joins(piece: str) -> bool:
 def is_text(data: bytes, whole: bool) -> bool:
     """Whether the bytes are UTF-8; if not `whole`, the last character's last bytes may still have to come."""
     try:
-        utf_8_decode(data, "strict", whole)
+        _, read = utf_8_decode(data, "strict", whole)
     except UnicodeDecodeError:
         return False
-    return True
+    # Python waits for a third byte before it refuses a surrogate, which no text holds.
+    return not (data[read : read + 1] == b"\xed" and data[read + 1 : read + 2] > b"\x9f")
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int | None = None) -> Vocabulary:
