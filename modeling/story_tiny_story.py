@@ -13,6 +13,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from .request_tiny_story import PUNCTUATION, StoryRequest, count_words, has_inner_capital
 
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # of a byte-level token's characters
+CONTINUATIONS = tuple(bytes([value]) for value in range(0x80, 0xC0))  # of a character of UTF-8, after its first byte
 
 
 @dataclass
