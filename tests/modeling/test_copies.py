@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import Pipeline, pipeline
@@ -21,7 +22,7 @@ from transformers import pipeline
 from trl import SFTConfig, SFTTrainer
 
 source, folder, stories, clone = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(source)
+tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=True)
 stories = [json.loads(line) for line in open(stories, encoding="utf-8")][:4]
 rows = Dataset.from_list([{"input_ids": tokenizer(story["text"])["input_ids"][:64]} for story in stories])
 training = {"max_steps": 1, "learning_rate": 0.0, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
@@ -31,7 +32,7 @@ def load():
     return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True)
 
 
-def save(model, target, tokenizer=tokenizer):
+def save(model, target):
     model.save_pretrained(target), tokenizer.save_pretrained(target)
 
 
@@ -40,7 +41,7 @@ save(load(), "model")
 pipeline("story-generation", model=source, trust_remote_code=True).save_pretrained("pipeline")
 pipeline("story-generation", model=load(), tokenizer=tokenizer).save_pretrained("pipeline of a model in memory")
 pipeline("text-generation", model=load(), tokenizer=tokenizer).save_pretrained("pipeline for another task")
-lora = LoraConfig(r=2, target_modules=["W_q"], init_lora_weights=False)
+lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["W_q"], init_lora_weights=False)
 save(get_peft_model(load(), LoraConfig(r=2, target_modules=["W_q"])).merge_and_unload(), "merged adapter")
 
 trainer = Trainer(
@@ -54,12 +55,7 @@ trainer = SFTTrainer(
 )
 trainer.train(), trainer.save_model("SFTTrainer")
 
-copy = source
-for number in range(2):
-    model = AutoModelForCausalLM.from_pretrained(copy, trust_remote_code=True)
-    copy = f"copy {number}"
-    save(model, copy, AutoTokenizer.from_pretrained(source))
-pipeline("story-generation", model=copy, trust_remote_code=True).save_pretrained("copy of a copy")
+pipeline("story-generation", model="model", trust_remote_code=True).save_pretrained("copy of a copy")
 
 sys.path.insert(0, clone)  # last: the project's own classes, a model that was never loaded among them
 from modeling.modeling_tiny_story import TinyStoryConfig, TinyStoryForCausalLM
@@ -82,22 +78,24 @@ LOAD = """
 import json, sys
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
-wishes, told = {"end": "home", "max_words": 40, "seed": 3}, {}
+told = {}
 for path in sys.argv[1:]:
-    config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+    known = {"model": path, "trust_remote_code": True}
     model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    hidden = AutoModel.from_pretrained(path, trust_remote_code=True)(**tokenizer("Once", return_tensors="pt"))[0]
-    made = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
-    assert hidden.shape[-1] == config.hidden_size == made.fc.in_features
-    write = pipeline("text-generation", model=path, trust_remote_code=True)
-    assert write("The dragon", max_new_tokens=5)[0]["generated_text"].startswith("The dragon")
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
     tells = {
-        "task": pipeline("story-generation", model=path, trust_remote_code=True),
-        "no task": pipeline(model=path, trust_remote_code=True),
         "in memory": pipeline("story-generation", model=model, tokenizer=tokenizer),
+        "by name": pipeline("story-generation", **known),
     }
-    told[path] = {name: tell("The dragon", **wishes)["story"] for name, tell in tells.items()}
+    told[path] = {name: tell("The dragon", end="home", max_words=40, seed=3)["story"] for name, tell in tells.items()}
+    config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+    told[path]["names"] = [*sorted(config.auto_map.items()), config.custom_pipelines["story-generation"]["impl"]]
+    if path == sys.argv[1]:  # the rest follows from these names
+        assert type(pipeline(**known)) is type(tells["by name"])
+        hidden = AutoModel.from_pretrained(path, trust_remote_code=True)(**tokenizer("Once", return_tensors="pt"))[0]
+        assert hidden.shape[-1] == model.config.hidden_size
+        write = pipeline("text-generation", **known)
+        assert write("The dragon", max_new_tokens=5)[0]["generated_text"].startswith("The dragon")
 print(json.dumps(told))
 """
 LOAD_ADAPTER = """
@@ -108,7 +106,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 base, *paths = sys.argv[1:]
 told = {}
 for path in paths:
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
     plain = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True)
     memory = {
         "base": AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True),
@@ -137,10 +135,12 @@ def run(program: str, folder: Path, *arguments: str, **environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def expected(tell: Pipeline) -> dict[str, str]:
+def expected(tell: Pipeline) -> dict[str, Any]:
     """What every way to load tells."""
     story = tell("The dragon", end="home", max_words=40, seed=3)["story"]
-    return dict.fromkeys(("task", "no task", "in memory"), story)
+    config = json.loads((HUB_FOLDER / "config.json").read_text(encoding="utf-8"))
+    names = [*map(list, sorted(config["auto_map"].items())), config["custom_pipelines"]["story-generation"]["impl"]]
+    return {"in memory": story, "by name": story, "names": names}
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_copy_loads_in_every_way(saved: Path, tmp_path: Path, expected: dict[str, str]):
+def test_every_copy_loads_in_every_way(saved: Path, tmp_path: Path, expected: dict[str, Any]):
     code = {path.name for path in HUB_FOLDER.glob("*.py")}
     assert {way: {path.name for path in (saved / way).glob("*.py")} for way in WAYS} == dict.fromkeys(WAYS, code)
     told = json.loads(run(LOAD, tmp_path / "elsewhere", *(str(saved / way) for way in WAYS)))
@@ -168,7 +168,7 @@ PUSH = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
 model.push_to_hub("writer/model"), tokenizer.push_to_hub("writer/model")
 pipeline("story-generation", model=model, tokenizer=tokenizer).push_to_hub("writer/pipeline")
 """
@@ -176,11 +176,11 @@ COPY = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(sys.argv[2])
-AutoTokenizer.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
+AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(sys.argv[2])
 """
 
 
-def test_what_is_pushed_loads_by_its_name(tmp_path: Path, expected: dict[str, str]):
+def test_what_is_pushed_loads_by_its_name(tmp_path: Path, expected: dict[str, Any]):
     names, copy = ("writer/model", "writer/pipeline"), str(tmp_path / "copy")
     with Hub() as hub:
         there = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1"}
@@ -193,6 +193,6 @@ def test_what_is_pushed_loads_by_its_name(tmp_path: Path, expected: dict[str, st
     assert json.loads(told) == {copy: expected}
 
 
-def test_a_model_in_memory_has_its_task(trained_model, tokenizer, expected: dict[str, str]):
+def test_a_model_in_memory_has_its_task(trained_model, tokenizer, expected: dict[str, Any]):
     tell = pipeline("story-generation", model=trained_model, tokenizer=tokenizer, trust_remote_code=True)
     assert tell("The dragon", end="home", max_words=40, seed=3)["story"] == expected["in memory"]

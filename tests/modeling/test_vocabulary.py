@@ -106,7 +106,8 @@ def test_a_plan_spells_as_the_training_stories_do(tell: Pipeline, vocabulary, ty
     ("text", "ending", "kept"),
     [
         ("They live in the USA.", "USA", True), ("They live in the usa.", "USA", False),
-        ('"The USA!"', "the USA", True), ("He loved McDonald.", "McDonald", True), ("He loved Mcdonald.", "McDonald", False),
+        ('"The USA!"', "the USA", True), ("He loved McDonald.", "McDonald", True),
+        ("He loved Mcdonald.", "McDonald", False),
         ("They were happy.", "Happy", True), ("They were Happy.", "happy", True),
     ],
 )  # fmt: skip
