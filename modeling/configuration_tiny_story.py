@@ -1,10 +1,27 @@
 """Configuration of the Tiny Story models. `TinyStoryConfig()` with no arguments is the classic model."""
 
+import copy
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
+
+# What config.json says of the code beside it.
+CODE = {
+    "auto_map": {
+        "AutoConfig": "configuration_tiny_story.TinyStoryConfig",
+        "AutoModel": "modeling_tiny_story.TinyStoryModel",
+        "AutoModelForCausalLM": "modeling_tiny_story.TinyStoryForCausalLM",
+    },
+    "custom_pipelines": {
+        "story-generation": {
+            "impl": "pipeline_tiny_story.StoryGenerationPipeline",
+            "pt": ["AutoModelForCausalLM"],
+            "type": "text",
+        }
+    },
+}
 
 
 @strict
@@ -89,6 +106,8 @@ class TinyStoryConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.hidden_act != "swiglu":  # a plan must name existing layers only
             self.base_model_tp_plan = {k: v for k, v in self.base_model_tp_plan.items() if not k.endswith(".gate")}
+        for name, files in CODE.items():  # a model made from scratch is saved with its code, and found by it
+            kwargs.setdefault(name, copy.deepcopy(files))
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .control_tiny_story import NAMED_LENGTHS, control_prefix, fitting_bucket
 from .decoder_tiny_story import Decoder, Precision, open_decoder
-from .request_tiny_story import StoryRequest, closes_sentence, count_words, ends_with
+from .request_tiny_story import StoryRequest, closes_sentence, count_words, ends_with, keeps_capitals
 from .sampling_tiny_story import log_softmax, nucleus, repetition_penalties, sample
 from .search_tiny_story import CANDIDATE_TOKENS, Target, bring_in
 from .story_tiny_story import Story, Vocabulary, vocabulary_of
@@ -53,17 +53,12 @@ def write_stories(
     Raises:
         ValueError: a start or an ending does not fit into the model's context.
     """
-    vocabulary = vocabulary_of(tokenizer)
+    vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
+    unknown = slice(len(tokenizer), None)  # logits that stand for no token
     decoder = open_decoder(model, precision)
     stories, prompts, limits = [], [], []
     for request in requests:
-        prefix, limit = _plan(request, vocabulary, model.config)
-        ids = vocabulary.encode(request.start)
-        if len(ids) > limit:
-            raise ValueError(
-                f"the start has {len(ids)} tokens; with this ending the model has room for {max(0, limit)} "
-                f"(its context is {model.config.max_position_embeddings} tokens)"
-            )
+        prefix, ids, limit = plan(request, vocabulary, model.config)
         stories.append(Story(request, ids, request.start, Random(request.seed), whole_word=request.start[-1].isalnum()))
         prompts.append([*prefix, tokenizer.bos_token_id, *ids])
         limits.append(limit)
@@ -74,6 +69,7 @@ def write_stories(
     room = round(TOKENS_PER_WORD * max(request.max_words for request in requests))
     logits = decoder.start(prompts, min(room, max(limits))).numpy()  # (rows, vocab)
     while True:
+        logits[:, unknown] = -np.inf
         finished = []
         for row, index in enumerate(rows):
             story = stories[index]
@@ -93,18 +89,31 @@ def write_stories(
         logits = decoder.step([stories[index].ids[-1] for index in rows]).numpy()
 
 
-def _plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig) -> tuple[list[int], int]:
-    """The control prefix, and how many tokens of text leave just room for what was asked for and its search."""
+def plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig) -> tuple[list[int], list[int], int]:
+    """The control prefix, the start's tokens, and how many tokens of text leave just room for what was asked for and
+    its search. The prefix speaks as the training stories do; the story keeps the reader's spelling.
+
+    Raises:
+        ValueError: the start does not fit.
+    """
     prefix: list[int] = []
     ending = request.planned_end
     if config.control_prefix:
         waits = bool(ending) and not request.length  # a length that the reader named stands
         buckets = [fitting_bucket(request.max_words, waits), NAMED_LENGTHS.get(request.length)]
         bucket = min((bucket for bucket in buckets if bucket), default=None)
-        prefix = control_prefix(vocabulary.encode, ending, bucket, request.include)
+        include = [vocabulary.at_home(word) for word in request.include]
+        prefix = control_prefix(vocabulary.encode, ending and vocabulary.at_home(ending), bucket, include)
     wanted = [*request.include, *([ending] if ending else [])]
     reserve = sum(CANDIDATE_TOKENS + 8 + len(vocabulary.encode(f" {words}")) for words in wanted or [""])
-    return prefix, config.max_position_embeddings - 1 - len(prefix) - reserve
+    limit = config.max_position_embeddings - 1 - len(prefix) - reserve
+    start = vocabulary.encode(request.start)
+    if len(start) > limit:
+        raise ValueError(
+            f"the start has {len(start)} tokens; with this ending the model has room for {max(0, limit)} "
+            f"(its context is {config.max_position_embeddings} tokens)"
+        )
+    return prefix, start, limit
 
 
 def _advance(story: Story, decoder: Decoder, row: int, logits: np.ndarray, vocabulary: Vocabulary, full: bool) -> None:
@@ -112,7 +121,7 @@ def _advance(story: Story, decoder: Decoder, row: int, logits: np.ndarray, vocab
 
     Args:
         logits: (vocab,) of the story's next token.
-        full: the limit of `_plan` is reached.
+        full: the limit of `plan` is reached.
     """
     if not story.pending:
         token = _draw(story, logits, vocabulary)
@@ -139,7 +148,7 @@ def _advance(story: Story, decoder: Decoder, row: int, logits: np.ndarray, vocab
 def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:
     """The token the model wants next, within what a story may hold."""
     logits = logits.copy()
-    logits[vocabulary.not_text] = -np.inf
+    logits[vocabulary.breaks(story.half)] = -np.inf
     request = story.request
     least = min(LEAST_CHARACTERS, CHARACTERS_PER_WORD * request.max_words / 2)
     if story.text == request.start or len(story.text) < least:
@@ -165,6 +174,8 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
         logits: (vocab,) that the token was drawn from.
     """
     request, text = story.request, story.text
+    if story.half:
+        return None  # in the middle of a character
     if vocabulary.joins[token] and not text[-1:].isspace() and not full:
         return None  # in the middle of a word
     planned = bool(request.planned_end)
@@ -174,7 +185,7 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
     missing = request.missing(text)
     may_end = request.end and not missing and len(text) > len(request.start)
     timely = request.stop_at_first or (closed and (stops or left <= CLOSING_WORDS))
-    if may_end and timely and ends_with(text, request.end):
+    if may_end and timely and ends_with(text, request.end) and keeps_capitals(text, request.end):
         return "ending"
     if not missing and not planned:
         if stops:

@@ -28,6 +28,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tiny_story import TinyStoryConfig
+from .pipeline_tiny_story import StoryGenerationPipeline
 
 
 def inverse_frequencies(dim: int, base: float, device: torch.device | None = None) -> torch.Tensor:
@@ -410,4 +411,5 @@ TinyStoryConfig.register_for_auto_class()
 TinyStoryModel.register_for_auto_class("AutoModel")
 TinyStoryForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
-__all__ = ["TinyStoryForCausalLM", "TinyStoryModel", "TinyStoryPreTrainedModel"]
+# The pipeline is here so that a model's code brings its task, and every saved copy of the model the pipeline's files.
+__all__ = ["StoryGenerationPipeline", "TinyStoryForCausalLM", "TinyStoryModel", "TinyStoryPreTrainedModel"]

@@ -1,18 +1,25 @@
 """The pipeline "story-generation": `tell("She", end="happy", max_words=150)`."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
+from itertools import islice
 from typing import Any, get_args
 
 from transformers import AutoModelForCausalLM, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .decoder_tiny_story import Precision
-from .generation_tiny_story import Story, write_stories
-from .request_tiny_story import StoryRequest
+from .generation_tiny_story import Story, plan, write_stories
+from .request_tiny_story import StoryRequest, whole_number
+from .story_tiny_story import vocabulary_of
 
 SEEDS = 2**31  # seeds drawn lie below
 CANDIDATE_SEEDS = 1_000_003  # from one candidate's seed to the next one's
+BATCH_SIZE = 16  # stories written side by side, unless the call says how many
+TEXTS = ("start", "continue_from")  # what the story begins with
+WISHES = tuple(name for name in StoryRequest.__dataclass_fields__ if name not in ("start", "seed"))
+SETTINGS = ("num_stories", "num_candidates", "seed", "precision", "batch_size")
 
 
 class StoryGenerationPipeline(Pipeline):
@@ -20,24 +27,32 @@ class StoryGenerationPipeline(Pipeline):
 
         tell = pipeline("story-generation", model=..., trust_remote_code=True)
         tell("She", end="happy", max_words=150)["story"]
+        tell([{"start": "She", "end": "happy"}, {"start": "He", "end": "home", "max_words": 60}])
+        for result in tell(dataset["start"], end="home", batch_size=32):
+            print(result["story"])
 
     Args of a call (see `StoryRequest` for each):
-        start: one start, or a list of them.
-        continue_from: instead of start, an earlier story's text (or a list of them); the new story begins with it.
+        start: one start; or a mapping with it and wishes of its own, its seed too, which come before the call's (None
+            and NaN, which stand for nothing in data sets, count as not given); or many of either, as a list, or as
+            something that gives them one by one: a generator, a data set, a column of one, `KeyDataset`.
+        continue_from: instead of start, an earlier story's text (or many); the new story begins with it.
         end, max_words, include, length, stop_at_first, temperature, top_p, dry_multiplier: as in `StoryRequest`, for
             every story of the call.
         num_stories: stories for each start.
         num_candidates: stories drawn for each story given; the one the model finds likeliest, token for token, is kept.
         seed: of the first story; the next ones count up from it. None draws one. The result names its own story's:
             with num_candidates=1 it gives that story again.
+        batch_size: stories written side by side, which changes their speed, not their words. None: 16; but the stories
+            of one start where the next may have to be waited for, as of a generator.
         precision: "auto", "native", "int8" or "full", as in `open_decoder`.
 
     Returns:
-        {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "seed"}; a list of them if num_stories
-        is above 1; and for a list of starts, a list with the one or the other for each.
+        {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "seed"}, num_searches
+        being the times that a word or the ending did not come by itself; a list of them if num_stories is above 1. For
+        a list, a list with the one or the other for each; for what comes one by one, an iterator that tells as it goes.
 
     Raises:
-        ValueError: what cannot be done, before any work.
+        ValueError: what cannot be done, before any work; of what comes one by one, when it has come.
     """
 
     _load_processor = False
@@ -45,89 +60,143 @@ class StoryGenerationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = True
 
-    def __call__(self, start: str | list[str] | None = None, **kwargs: Any) -> Any:
-        return super().__call__({"start": start}, **kwargs)
+    def __call__(
+        self,
+        start: Any = None,
+        continue_from: Any = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,  # of a `DataLoader`, in other pipelines
+        **kwargs: Any,
+    ) -> Any:
+        inputs = _inputs(start, continue_from)
+        parameters = self._parameters(**kwargs)
+        if isinstance(inputs, Mapping):
+            return self.run_single(inputs, *parameters)
+        batch_size = self._batch_size if batch_size is None else batch_size
+        if batch_size is not None:
+            batch_size = whole_number("batch_size", batch_size, 1)
+        elif isinstance(start if continue_from is None else continue_from, Sized):
+            batch_size = BATCH_SIZE
+        else:
+            batch_size = parameters[2].get("num_stories", 1) * parameters[2].get("num_candidates", 1)
+        told = self.get_iterator(inputs, 0, batch_size, *parameters)
+        return list(told) if isinstance(inputs, list) else told
 
-    def stream(self, start: str | None = None, **kwargs: Any) -> Iterator[str]:
+    def stream(self, start: Any = None, **kwargs: Any) -> Iterator[str]:
         """The text of one story in pieces, as they are written; what was given is final. Takes what a call takes.
 
         Raises:
-            ValueError: as in a call, and on num_stories or num_candidates above 1; raised here, not by the first piece.
+            ValueError: as in a call, and on more than one story; raised here, not by the first piece.
         """
         return (piece for piece in self.stream_story(start, **kwargs) if isinstance(piece, str))
 
-    def stream_story(self, start: str | None = None, **kwargs: Any) -> Iterator[str | dict[str, Any]]:
+    def stream_story(
+        self, start: Any = None, continue_from: Any = None, **kwargs: Any
+    ) -> Iterator[str | dict[str, Any]]:
         """Like `stream`; the last thing given is the whole result, as a call would return it."""
-        requests, (is_list, _, _), precision = self._requests(start, **kwargs)
-        if is_list or len(requests) > 1:
+        inputs = _inputs(start, continue_from)
+        of_request, of_decoder, _ = self._parameters(**kwargs)
+        requests = self.preprocess(inputs, **of_request) if isinstance(inputs, Mapping) else []
+        if len(requests) != 1:
             raise ValueError("stream tells one story: give one start, and leave num_stories and num_candidates at 1")
-        return self._write_one(requests[0], precision)
+        return self._write_one(requests[0], **of_decoder)
 
-    def _write_one(self, request: StoryRequest, precision: Precision) -> Iterator[str | dict[str, Any]]:
+    def _write_one(self, request: StoryRequest, precision: Precision = "auto") -> Iterator[str | dict[str, Any]]:
         for _, piece, story in write_stories(self.model, self.tokenizer, [request], precision):
             if piece:
                 yield piece
             if story.finish_reason:
                 yield self._result(story)
 
+    def _parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        """Those of `preprocess`, `forward` and `postprocess`, the pipeline's own too; a seed is drawn if none is given.
+
+        Raises:
+            ValueError: an argument is unknown, or not what it must be; a story's wishes are looked at later.
+        """
+        mine = (self._preprocess_params, self._forward_params, self._postprocess_params)
+        of_request, of_decoder, of_result = (
+            mine | new for mine, new in zip(mine, self._sanitize_parameters(**kwargs), strict=True)
+        )
+        if of_request.get("seed") is None:
+            of_request["seed"] = random.randrange(SEEDS)
+        return of_request, of_decoder, of_result
+
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        return kwargs, {}, {}
+        if unknown := sorted(set(kwargs) - {*WISHES, *SETTINGS}):
+            raise ValueError(f"unknown argument {unknown[0]!r}; accepted: {sorted({*TEXTS, *WISHES, *SETTINGS})}")
+        for name, least in (("num_stories", 1), ("num_candidates", 1), ("seed", 0)):
+            if name in kwargs and (name, kwargs[name]) != ("seed", None):
+                kwargs[name] = whole_number(name, kwargs[name], least)
+        of_decoder = {"precision": kwargs.pop("precision")} if "precision" in kwargs else {}
+        if of_decoder and of_decoder["precision"] not in get_args(Precision):
+            raise ValueError(f"precision must be one of {get_args(Precision)}, got {of_decoder['precision']!r}")
+        return kwargs, of_decoder, {name: kwargs[name] for name in ("num_stories", "num_candidates") if name in kwargs}
 
-    def preprocess(self, inputs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        requests, shape, precision = self._requests(inputs["start"], **kwargs)
-        return {"requests": requests, "shape": shape, "precision": precision}
-
-    def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        stories: dict[int, Story] = {}
-        for index, _, story in write_stories(self.model, self.tokenizer, inputs["requests"], inputs["precision"]):
-            stories[index] = story
-        return {"stories": [stories[i] for i in range(len(stories))], "shape": inputs["shape"]}
-
-    def postprocess(self, outputs: dict[str, Any]) -> Any:
-        is_list, num_stories, num_candidates = outputs["shape"]
-        stories = [max(group, key=self._likelihood) for group in _groups(outputs["stories"], num_candidates)]
-        results = [self._result(story) for story in stories]
-        if num_stories > 1:
-            grouped = _groups(results, num_stories)
-            return grouped if is_list else grouped[0]
-        return results if is_list else results[0]
-
-    def _requests(
+    def get_iterator(
         self,
-        start: str | list[str] | None,
-        continue_from: str | list[str] | None = None,
+        inputs: Iterable[Mapping[str, Any]],
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> Iterator[Any]:
+        """The results in the order of the inputs; what a list asks for is looked at before the first story."""
+
+        def requests() -> Iterator[StoryRequest]:
+            for number, one in enumerate(inputs):
+                try:
+                    yield from self.preprocess(one, number, **preprocess_params)
+                except ValueError as problem:
+                    raise ValueError(f"story {number} (counted from 0): {problem}") from problem
+
+        waiting = iter(list(requests())) if isinstance(inputs, list) else requests()
+        group = postprocess_params.get("num_stories", 1) * postprocess_params.get("num_candidates", 1)
+        told: list[Story] = []
+        while batch := list(islice(waiting, batch_size)):
+            told += self.forward(batch, **forward_params)
+            while len(told) >= group:
+                yield self.postprocess(told[:group], **postprocess_params)
+                del told[:group]
+
+    def preprocess(
+        self,
+        inputs: Mapping[str, Any],
+        number: int = 0,
         num_stories: int = 1,
         num_candidates: int = 1,
-        seed: int | None = None,
-        precision: Precision = "auto",
+        seed: int = 0,
         **wishes: Any,
-    ) -> tuple[list[StoryRequest], tuple[bool, int, int], Precision]:
-        known = set(StoryRequest.__dataclass_fields__) - {"start", "seed"}
-        if unknown := sorted(set(wishes) - known):
-            options = {"continue_from", "num_stories", "num_candidates", "seed", "precision"}
-            raise ValueError(f"unknown argument {unknown[0]!r}; accepted: {sorted(known | options)}")
-        for name, value in (("num_stories", num_stories), ("num_candidates", num_candidates)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
-        if seed is None:
-            seed = random.randrange(SEEDS)
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
-        if (start is None) == (continue_from is None):
+    ) -> list[StoryRequest]:
+        """The stories to write for one start, all candidates of one story side by side.
+
+        Args:
+            inputs: the start and its own wishes; number: starts before it in this call.
+        """
+        own = {name: value for name, value in inputs.items() if not _is_nothing(value)}
+        if unknown := sorted(set(map(str, own)) - {*TEXTS, *WISHES, "seed"}):
+            raise ValueError(f"unknown wish {unknown[0]!r}; a story takes {sorted({*TEXTS, *WISHES, 'seed'})}")
+        texts = [own.pop(name) for name in TEXTS if name in own]
+        if len(texts) != 1:
             raise ValueError("give either start or continue_from")
-        start = continue_from if start is None else start
-        starts = [start] if not isinstance(start, (list, tuple)) else list(start)
-        if not starts:
-            raise ValueError("start is an empty list; give at least one start")
-        requests = [StoryRequest(one, **wishes) for one in starts for _ in range(num_stories)]
-        requests = [
-            replace(request, seed=seed + index + candidate * CANDIDATE_SEEDS)
-            for index, request in enumerate(requests)
+        first = whole_number("seed", own.pop("seed", seed + number * num_stories), 0)
+        request = StoryRequest(texts[0], **wishes | own)
+        plan(request, vocabulary_of(self.tokenizer, self.model.config.vocab_size), self.model.config)
+        return [
+            replace(request, seed=first + story + candidate * CANDIDATE_SEEDS)
+            for story in range(num_stories)
             for candidate in range(num_candidates)
         ]
-        return requests, (isinstance(start, (list, tuple)), num_stories, num_candidates), precision
+
+    def _forward(self, requests: list[StoryRequest], precision: Precision = "auto") -> list[Story]:
+        stories = {index: story for index, _, story in write_stories(self.model, self.tokenizer, requests, precision)}
+        return [stories[index] for index in range(len(requests))]
+
+    def postprocess(self, stories: list[Story], num_stories: int = 1, num_candidates: int = 1) -> Any:
+        groups = [stories[i : i + num_candidates] for i in range(0, len(stories), num_candidates)]
+        results = [self._result(max(group, key=self._likelihood)) for group in groups]
+        return results if num_stories > 1 else results[0]
 
     @staticmethod
     def _likelihood(story: Story) -> float:
@@ -144,15 +213,44 @@ class StoryGenerationPipeline(Pipeline):
             "finish_reason": story.finish_reason,
             "num_words": story.num_words,
             "num_tokens": len(story.ids),
+            "num_searches": story.searches,
             "seed": story.request.seed,
         }
 
 
-def _groups(items: list, size: int) -> list[list]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
+def _inputs(start: Any, continue_from: Any) -> Any:
+    """One start as a mapping, many as a list or an iterator of mappings.
+
+    Raises:
+        ValueError: neither or both are given, or an empty list.
+    """
+    if (start is None) == (continue_from is None):
+        raise ValueError("give either start or continue_from")
+    name, given = ("start", start) if continue_from is None else ("continue_from", continue_from)
+    if hasattr(given, "iterrows"):  # a data frame gives its columns' names one by one, not its rows
+        given = given.to_dict("records")
+    if isinstance(given, (str, bytes, Mapping)) or not (hasattr(given, "__iter__") or hasattr(given, "__getitem__")):
+        return _mapping(name, given)
+    if isinstance(given, (list, tuple)):
+        if not given:
+            raise ValueError(f"{name} is an empty list; give at least one")
+        return [_mapping(name, one) for one in given]
+    # A data set of PyTorch has no iterator of its own.
+    ones = given if hasattr(given, "__iter__") else (given[index] for index in range(len(given)))
+    return (_mapping(name, one) for one in ones)
 
 
-# What `PIPELINE_REGISTRY.register_pipeline` would set: `save_pretrained` of the pipeline then takes this file along.
-StoryGenerationPipeline._registered_impl = {
-    "story-generation": {"impl": StoryGenerationPipeline, "pt": (AutoModelForCausalLM,), "type": "text"}
-}
+def _mapping(name: str, one: Any) -> Mapping[str, Any]:
+    return one if isinstance(one, Mapping) else {name: one}
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+# A model in memory is told with as well: `pipeline("story-generation", model=model, tokenizer=tokenizer)`. Where the
+# code of several copies is loaded, the last one tells; registering over another would warn.
+PIPELINE_REGISTRY.supported_tasks.pop("story-generation", None)
+PIPELINE_REGISTRY.register_pipeline(
+    "story-generation", StoryGenerationPipeline, pt_model=AutoModelForCausalLM, type="text"
+)

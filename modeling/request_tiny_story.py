@@ -1,7 +1,10 @@
 """What a reader asks for, and what counts as a story that keeps to it: words, endings, whole sentences."""
 
+import operator
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from .control_tiny_story import MAX_INCLUDE, NAMED_LENGTHS
 
@@ -27,6 +30,19 @@ def ends_with(text: str, ending: str) -> bool:
     if len(tail) < len(words):
         tail = bare_words(text)
     return bool(words) and tail[-len(words) :] == words
+
+
+def keeps_capitals(text: str, ending: str) -> bool:
+    """Whether the text's last words, which are the ending's, stand in capitals where the ending does: a word with a
+    capital after its first letter (USA, McDonald) is written so; a first letter may be either."""
+    typed = [word.strip(PUNCTUATION) for word in ending.split() if word.strip(PUNCTUATION)]
+    told = [word.strip(PUNCTUATION) for word in text.split() if word.strip(PUNCTUATION)]
+    pairs = zip(typed, told[len(told) - len(typed) :], strict=True)
+    return all(not has_inner_capital(one) or one == other for one, other in pairs)
+
+
+def has_inner_capital(word: str) -> bool:
+    return word[1:] != word[1:].lower()
 
 
 def closes_sentence(text: str) -> bool:
@@ -57,13 +73,45 @@ def open_quote(text: str) -> bool:
     return text.rsplit("\n", 1)[-1].count('"') % 2 == 1
 
 
+def whole_number(name: str, value: Any, least: int) -> int:
+    """The value as an int; integers of NumPy and PyTorch are whole numbers too, and so is 60.0, which is what a data
+    frame makes of 60 in a column with gaps.
+
+    Raises:
+        ValueError: it is no whole number, or below the least.
+    """
+    try:
+        whole = isinstance(value, float) and value.is_integer()
+        number = int(value) if whole else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # the last two: a tensor of several numbers
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return number
+
+
+def real_number(name: str, value: Any) -> float:
+    """The value as a float; numbers of NumPy and PyTorch are numbers too.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    try:
+        if not isinstance(value, (bool, str, bytes)):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise ValueError(f"{name} must be a number, got {value!r}")
+
+
 @dataclass(frozen=True)
 class StoryRequest:
     """What one reader asks for.
 
     Args:
         start: the story's first words; they are kept as they are but for a capital first letter and outer blanks.
-        end: word or phrase the story ends on; None or "</sos>" lets the model end where it likes.
+        end: word or phrase the story ends on; None or "</sos>" lets the model end where it likes. A word with a
+            capital after its first letter (USA) keeps its capitals; other words may begin with either.
         max_words: longest length, the start included. The model may stop by itself from half of it on, or from 200
             characters (some 40 words) if that is less. Below 200, unless a length is named, a story with an ending is
             planned some 35 words shorter than this, so that its ending fits in.
@@ -97,10 +145,14 @@ class StoryRequest:
             raise ValueError(f"start must hold at least one word, got {self.start!r}")
         if self.end is not None and not isinstance(self.end, str):
             raise ValueError(f'end must be a word, a phrase, "</sos>" or None, got {self.end!r}')
-        if isinstance(self.max_words, bool) or not isinstance(self.max_words, int) or self.max_words < 1:
-            raise ValueError(f"max_words must be a whole number of at least 1, got {self.max_words!r}")
-        if not isinstance(self.include, (list, tuple)) or not all(isinstance(word, str) for word in self.include):
+        for name, least in (("max_words", 1), ("seed", 0)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        for name in ("temperature", "top_p", "dry_multiplier"):
+            object.__setattr__(self, name, real_number(name, getattr(self, name)))
+        words = tuple(self.include) if isinstance(self.include, Iterable) else (None,)
+        if isinstance(self.include, (str, dict)) or not all(isinstance(word, str) for word in words):
             raise ValueError(f"include must be a list of words, got {self.include!r}")
+        object.__setattr__(self, "include", words)
         if len(self.include) > MAX_INCLUDE or not all(bare_words(word) for word in self.include):
             raise ValueError(f"include takes up to {MAX_INCLUDE} words, each with a letter, got {self.include!r}")
         if self.length is not None and self.length not in NAMED_LENGTHS:

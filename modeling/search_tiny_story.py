@@ -134,7 +134,7 @@ def _continue(
         shifted = batch - totals[:, None]
         totals += np.log(np.exp(shifted, out=shifted).sum(axis=1))
         firsts = (batch[:, first] - totals[:, None]).tolist()
-        batch[:, vocabulary.special] = -np.inf
+        batch[:, vocabulary.not_whole] = -np.inf
         rows: list[int] = list(range(CANDIDATES))  # for each row, the one that it goes on from
         drawn: list[int | None] = [None] * CANDIDATES
         # Of each row its nucleus: continuations that are still the same draw from the same.

@@ -1,14 +1,19 @@
 """A story as it is written, and what its writer must know of the vocabulary."""
 
 import re
+from codecs import utf_8_decode
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from .request_tiny_story import StoryRequest, count_words
+from .request_tiny_story import PUNCTUATION, StoryRequest, count_words, has_inner_capital
+
+BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # of a byte-level token's characters
+CONTINUATIONS = tuple(bytes([value]) for value in range(0x80, 0xC0))  # of a character of UTF-8, after its first byte
 
 
 @dataclass
@@ -17,7 +22,7 @@ class Story:
 
     request: StoryRequest
     ids: list[int]  # tokens of the text, without prefix and <sos>
-    text: str
+    text: str  # whole characters only
     random: Random
     finish_reason: str | None = None
     searches: int = 0  # times a word or the ending did not come by itself
@@ -25,6 +30,7 @@ class Story:
     whole_word: bool = False  # the text ends on a word that must not be lengthened to another one
     pending: list[int] = field(default_factory=list)  # tokens a search has settled, still to be written
     given: int = 0  # characters already given out
+    half: bytes = b""  # written of a character that the next tokens have to complete
 
     def __post_init__(self) -> None:
         self.num_given = len(self.ids)  # tokens of the start
@@ -41,39 +47,85 @@ class Story:
 
     def write(self, token: int, vocabulary: "Vocabulary") -> None:
         self.ids.append(token)
-        piece = vocabulary.pieces[token]
-        # A piece with half a character in it only makes sense beside its neighbours.
-        partial = "\ufffd" in piece or "\ufffd" in self.text[-3:]
-        self.text = vocabulary.decode(self.ids) if partial else self.text + piece
+        data = self.half + vocabulary.bytes[token]
+        piece, read = utf_8_decode(data, "replace", False)
+        self.text, self.half = self.text + piece, data[read:]
         self.num_words = count_words(self.text)
         self.whole_word = self.whole_word and not any(map(str.isspace, piece))
 
     def give(self) -> str:
-        """The text that is final and not given out yet; half a character waits for its other half."""
-        final = self.text if self.finish_reason else self.text.rstrip("\ufffd")
-        piece, self.given = final[self.given :], max(self.given, len(final))
+        """The text that is not given out yet."""
+        piece, self.given = self.text[self.given :], len(self.text)
         return piece
 
 
 class Vocabulary:
-    """What the decoder must know of each token: which may start a word, and the ids it uses by name."""
+    """What the decoder must know of each token: its text, which may start a word, and the ids it uses by name.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    Args:
+        size: logits of the model. It may have more than the tokenizer has tokens (embeddings are often padded to a
+            multiple of 64); those stand for nothing and are never drawn.
+
+    Masks are True for what must not be drawn, (vocab,):
+        special: control tokens, and what the tokenizer does not have.
+        not_text: the same, but for the end of the story.
+        not_whole: special tokens, and those that are not whole characters by themselves.
+        joins: tokens that make the word before them another one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int | None = None):
+        size = len(tokenizer) if size is None else size
         self.tokenizer = tokenizer
-        self.pieces = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+        self.pieces = [tokenizer.decode([i]) if i < len(tokenizer) else "" for i in range(size)]
+        self.bytes = [self._bytes(i) for i in range(size)]
         self.eos = tokenizer.eos_token_id
-        self.special = np.zeros(len(tokenizer), dtype=bool)
-        self.special[tokenizer.all_special_ids] = True
+        self.special = np.arange(size) >= len(tokenizer)
+        self.special[[i for i in tokenizer.all_special_ids if i < size]] = True
         self.joins = np.array([joins(piece) for piece in self.pieces]) & ~self.special
         self.not_text = self.special.copy()
         self.not_text[self.eos] = False
+        self.not_whole = self.special | np.array([not is_text(data, whole=True) for data in self.bytes])
+        self.inside = [
+            i for i, data in enumerate(self.bytes) if data and data[0] & 0xC0 == 0x80 and not self.special[i]
+        ]
         self._encoded = lru_cache(maxsize=1024)(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
+        self.breaks = lru_cache(maxsize=256)(self._breaks)
+
+    def _bytes(self, token: int) -> bytes:
+        piece = self.pieces[token]
+        if "\ufffd" not in piece:
+            return piece.encode()
+        return bytes(BYTES[character] for character in self.tokenizer.convert_ids_to_tokens(token))
+
+    def _breaks(self, half: bytes) -> np.ndarray:
+        """Mask (vocab,) of what cannot come after these first bytes of a character, or after none: what is no text, and
+        bytes that no character has there. While a character is unfinished the story cannot end."""
+        mask = np.ones_like(self.special) if half else self.not_text.copy()
+        # Whole characters follow on whole ones; only what begins inside a character goes on with one.
+        for token in self.inside if half else np.flatnonzero(self.not_whole & ~self.special):
+            mask[token] = not is_text(half + self.bytes[token], whole=False)
+        return mask
 
     def encode(self, text: str) -> list[int]:
         return list(self._encoded(text))
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def at_home(self, words: str) -> str:
+        """The words as the training stories would spell them: a word with capitals as the commonest spelling that is
+        one token, with or without a first capital; if none is, as typed, without capitals after the first letter."""
+        return " ".join(map(self._at_home, words.split()))
+
+    def _at_home(self, word: str) -> str:
+        bare = word.strip(PUNCTUATION)
+        if bare == bare.lower():
+            return word
+        encoded = {spelling: self.encode(f" {spelling}") for spelling in (bare.lower(), bare.capitalize())}
+        known = {spelling: ids[0] for spelling, ids in encoded.items() if len(ids) == 1}
+        fallback = bare.lower() if has_inner_capital(bare) else bare
+        # Byte pairs were merged in the order of how often they occur: a lower id is a commoner token.
+        return word.replace(bare, min(known, key=lambda spelling: known[spelling], default=fallback))
 
 
 def joins(piece: str) -> bool:
@@ -82,4 +134,21 @@ def joins(piece: str) -> bool:
     return "\ufffd" in piece or (any(map(str.isalnum, head)) and head not in ("'s", "’s"))
 
 
-vocabulary_of = lru_cache(maxsize=4)(Vocabulary)
+def is_text(data: bytes, whole: bool) -> bool:
+    """Whether the bytes are UTF-8; if not `whole`, the last character's last bytes may still have to come."""
+    try:
+        _, read = utf_8_decode(data, "strict", whole)
+    except UnicodeDecodeError:
+        return False
+    # Python waits for a third byte before it refuses a surrogate, which no text holds.
+    return not (data[read : read + 1] == b"\xed" and data[read + 1 : read + 2] > b"\x9f")
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int | None = None) -> Vocabulary:
+    """The tokenizer's vocabulary, built once for each size of it and of the model's logits."""
+    return _vocabulary(tokenizer, len(tokenizer), size)
+
+
+@lru_cache(maxsize=4)
+def _vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: int, size: int | None) -> Vocabulary:
+    return Vocabulary(tokenizer, size)

@@ -30,7 +30,6 @@ from modeling.modeling_tiny_story import TinyStoryForCausalLM
 
 logger = logging.getLogger(__name__)
 
-HUB_FOLDER = Path(__file__).resolve().parent.parent / "modeling"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 STATE_FILE, CHECKSUM_FILE = "training_state.pt", "checksums.json"
 
@@ -49,27 +48,12 @@ def save_pretrained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     """Model, code and tokenizer in Hub layout, loadable by every Auto class and as the "story-generation" pipeline."""
     from training.tokenizer import save_tokenizer
 
-    # transformers writes the class it saves and copies that class's files; the rest is done here.
-    model.config.auto_map = {
-        "AutoConfig": "configuration_tiny_story.TinyStoryConfig",
-        "AutoModel": "modeling_tiny_story.TinyStoryModel",
-        "AutoModelForCausalLM": "modeling_tiny_story.TinyStoryForCausalLM",
-    }
-    model.config.custom_pipelines = {
-        "story-generation": {
-            "impl": "pipeline_tiny_story.StoryGenerationPipeline",
-            "pt": ["AutoModelForCausalLM"],
-            "type": "text",
-        }
-    }
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         do_sample=True, temperature=0.8, top_p=0.95, max_new_tokens=256,
     )  # fmt: skip
     model.save_pretrained(directory)
     save_tokenizer(tokenizer, directory)
-    for path in HUB_FOLDER.glob("*.py"):
-        shutil.copy(path, directory)
 
 
 def save_released(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

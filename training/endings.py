@@ -15,8 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling.generation_tiny_story import write_stories
-from modeling.request_tiny_story import PUNCTUATION, StoryRequest, bare_words, closes_sentence, ends_with
+from modeling.request_tiny_story import PUNCTUATION, bare_words, closes_sentence, ends_with
 from training.scoring import token_nats
 from training.wishes import SENTENCE_END, SENTENCE_START
 
@@ -87,17 +86,10 @@ def tell_pairs(
     tell: Pipeline, pairs: Sequence[Pair], max_words: int, seed: int, batch: int, **wishes: Any
 ) -> list[Told]:
     """One story for each pair, `batch` at a time; the story of pair i has seed `seed` + i."""
-    told = []
-    for at in tqdm(range(0, len(pairs), batch), unit=" batches", desc="Telling"):
-        requests = [
-            StoryRequest(pair.start, end=pair.end, max_words=max_words, seed=seed + at + i, **wishes)
-            for i, pair in enumerate(pairs[at : at + batch])
-        ]
-        stories = {i: story for i, _, story in write_stories(tell.model, tell.tokenizer, requests)}
-        for i, pair in enumerate(pairs[at : at + batch]):
-            text = stories[i].text
-            told.append(Told(pair, text, len(text.split()), stories[i].searches > 0))
-    return told
+    wanted = ({"start": pair.start, "end": pair.end} for pair in pairs)
+    results = tell(wanted, batch_size=batch, max_words=max_words, seed=seed, **wishes)
+    told = tqdm(zip(pairs, results, strict=True), total=len(pairs), unit=" stories", desc="Telling")
+    return [Told(pair, result["story"], result["num_words"], result["num_searches"] > 0) for pair, result in told]
 
 
 def tell_by_rejection(tell: Pipeline, pair: Pair, max_words: int, seed: int, tries: int) -> int | None:

@@ -64,11 +64,7 @@ def endings(tell: Pipeline, judge: Judge, validation: list[str], training: list[
     alone = {i: tell_pairs(tell, [pairs[i]], limit, seed + i, batch=1)[0].text for i in range(0, len(pairs), 20)}
     results["same alone"] = sum(text == stories["sampled"][i] for i, text in alone.items()) / len(alone)
 
-    free = [
-        story["story"]
-        for at in range(0, len(pairs), 16)
-        for story in tell([pair.start for pair in pairs[at : at + 16]], max_words=limit - 10, seed=seed + at)
-    ]
+    free = [story["story"] for story in tell([pair.start for pair in pairs], max_words=limit - 10, seed=seed)]
     stories["forced"] = [force(story, pair.end) for story, pair in zip(free, pairs, strict=True)]
     results["repeated four-grams"] = {
         "with ending": sum(map(repeated_four_grams, stories["sampled"])) / len(pairs),
@@ -140,9 +136,8 @@ def recited(tell: Pipeline, validation: list[str], training: list[str], count: i
     starts = [
         "Once upon a time" if n % 2 else " ".join(validation[n % len(validation)].split()[:3]) for n in range(count)
     ]
-    told = []
-    for at in tqdm(range(0, count, 16), desc="Telling", unit=" batches"):
-        told += [normalise_story(story["story"]) for story in tell(starts[at : at + 16], seed=seed + at)]
+    results = tqdm(tell(iter(starts), batch_size=16, seed=seed), total=count, desc="Telling", unit=" stories")
+    told = [normalise_story(result["story"]) for result in results]
     for name, texts in (("free stories", told), ("validation stories", validation[:count])):
         share = recited_share(texts, training, tell.tokenizer)
         print(

@@ -9,7 +9,7 @@ from transformers import Pipeline
 
 from modeling import search_tiny_story
 from modeling.control_tiny_story import LENGTHS, SPECIAL_TOKENS
-from modeling.generation_tiny_story import _plan, write_stories
+from modeling.generation_tiny_story import plan, write_stories
 from modeling.request_tiny_story import StoryRequest, bare_words, closes_sentence, count_words, ends_with, includes
 from modeling.sampling_tiny_story import DRY_ALLOWED
 from modeling.story_tiny_story import vocabulary_of
@@ -30,7 +30,9 @@ def test_a_story_keeps_the_contract(tell: Pipeline, start: str, end: str, max_wo
     assert ends_with(story, end) and closes_sentence(story)
     assert count_words(story) == result["num_words"] <= max_words
     assert result["finish_reason"] == "ending"
-    assert set(result) == {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "seed"}
+    assert set(result) == {
+        "story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "seed",
+    }  # fmt: skip
 
 
 ODD_TEXT = st.one_of(
@@ -93,7 +95,7 @@ def test_a_story_that_waits_for_its_ending_is_planned_shorter(
     tell: Pipeline, end: str | None, max_words: int, length: str | None, bucket: int | None
 ):
     request = StoryRequest("She", end=end, max_words=max_words, length=length)
-    prefix, _ = _plan(request, vocabulary_of(tell.tokenizer), tell.model.config)
+    prefix, _, _ = plan(request, vocabulary_of(tell.tokenizer), tell.model.config)
     lengths = [SPECIAL_TOKENS.index(name) for name in LENGTHS]
     assert [token for token in prefix if token in lengths] == ([lengths[bucket - 1]] if bucket else [])
 
