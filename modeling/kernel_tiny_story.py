@@ -1,4 +1,4 @@
-"""The C source of `NativeDecoder`: tokens in, logits out, in one call. `native_tiny_story.py` compiles it.
+"""The C source of `NativeDecoder`: tokens in, logits out, in one call. `compiler_tiny_story.py` compiles it.
 
 All sums of products of weights are sums of integers, exact in whatever order they are taken; what is left in floating
 point is computed for each token by the same instructions whatever stands beside it. So a row gets the same bits alone
@@ -280,6 +280,34 @@ static void attend(const Model *m, const Layer *layer, const float *shared_keys,
             mix(weights + shared, values, context - shared, n, out);
             for (int i = 0; i < n; i++) out[i] *= inverse;
         }
+}
+
+/* For each tensor a sum over its bytes in which every place counts differently (after Fletcher 1982, An arithmetic
+   checksum for serial transmissions): where a weight changed or two changed places, it changes. */
+void checksums(const uint8_t *const *tensors, const int64_t *bytes, int count, int threads, uint64_t *sums) {
+    enum { AT_ONCE = 16, PIECE = 1 << 16 };  /* 32-bit words; bytes: so few that no sum of a piece leaves 64 bits */
+    typedef uint32_t Words __attribute__((vector_size(4 * AT_ONCE), aligned(1), may_alias));
+    typedef uint64_t Sums __attribute__((vector_size(8 * AT_ONCE)));
+    const uint64_t odd = 0x9E3779B97F4A7C15;
+    for (int tensor = 0; tensor < count; tensor++) {
+        uint64_t all = 0;
+        #pragma omp parallel for num_threads(threads) reduction(+: all) schedule(static)
+        for (int64_t start = 0; start < bytes[tensor]; start += PIECE) {
+            const uint8_t *piece = tensors[tensor] + start;
+            int64_t size = bytes[tensor] - start < PIECE ? bytes[tensor] - start : PIECE, at = 0;
+            Sums first = {0}, second = {0};
+            for (; at + (int64_t)sizeof(Words) <= size; at += sizeof(Words)) {
+                first += __builtin_convertvector(*(const Words *)(piece + at), Sums);
+                second += first;
+            }
+            uint64_t mixed = start;
+            for (int i = 0; i < AT_ONCE; i++) mixed = ((mixed + first[i]) * odd + second[i]) * odd;
+            for (; at < size; at++) mixed = (mixed + piece[at]) * odd;
+            mixed = (mixed ^ mixed >> 31) * odd;
+            all += mixed ^ mixed >> 29;
+        }
+        sums[tensor] = all;
+    }
 }
 
 /* Floats of memory that each token takes while it is read. */
