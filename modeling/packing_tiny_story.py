@@ -11,6 +11,7 @@ import inspect
 import zlib
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .compiler_tiny_story import library
@@ -30,8 +31,8 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 NO_HOOKS = "transformers.utils.output_capturing"  # output_hidden_states=True leaves hooks that change nothing
 CHANGE_NOTHING = {"training", "gradient_checkpointing"}  # attributes of a module
 
-_PLANS: "WeakKeyDictionary[nn.Module, tuple[dict, dict[str, nn.Module]]]" = WeakKeyDictionary()
-_PACKED: "WeakKeyDictionary[nn.Module, tuple[tuple, Int8Weights]]" = WeakKeyDictionary()
+_PLANS: WeakKeyDictionary[nn.Module, "tuple[dict, dict[str, _Plan]]"] = WeakKeyDictionary()
+_PACKED: WeakKeyDictionary[nn.Module, tuple[tuple, Int8Weights]] = WeakKeyDictionary()
 
 
 def why_not_packed(model: nn.Module) -> str | None:
@@ -48,6 +49,47 @@ def packed_weights(model: PreTrainedModel, kind: type[Int8Weights]) -> Any:
     if known is None or known[0] != state:
         with torch.inference_mode():
             known = _PACKED[model] = (state, kind(model))
+    return known[1]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a config makes of one module."""
+
+    kind: type[nn.Module]
+    numbers: dict[str, int | float | None]  # the attributes it computes with
+    shapes: dict[str, tuple[int, ...] | None]  # of its parameters
+    buffers: frozenset[str]
+    owned: frozenset[str]  # what an attribute of the instance would stand before
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_Plan":
+        numbers = {
+            name: value
+            for name, value in vars(module).items()
+            if not name.startswith("_") and name not in CHANGE_NOTHING and isinstance(value, (int, float, type(None)))
+        }
+        if isinstance(module, (nn.Dropout, PreTrainedModel)):  # these compute nothing with theirs
+            numbers = {}
+        return cls(
+            type(module),
+            numbers,
+            {name: None if tensor is None else tuple(tensor.shape) for name, tensor in module._parameters.items()},
+            frozenset(module._buffers),
+            frozenset(("forward", "_call_impl", *module._parameters, *module._buffers, *module._modules)),
+        )
+
+
+def _plans(model: PreTrainedModel, kind: type[PreTrainedModel]) -> dict[str, _Plan]:
+    """What the model's config makes of each module, by its name."""
+    fields = model.config.to_dict()
+    known = _PLANS.get(model)
+    if known is None or known[0] != fields:
+        config = deepcopy(model.config)
+        config._attn_implementation = "eager"
+        with torch.device("meta"):
+            built = kind(config)
+        known = _PLANS[model] = (fields, {name: _Plan.of(module) for name, module in built.named_modules()})
     return known[1]
 
 
@@ -68,18 +110,16 @@ def _differences(model: nn.Module) -> Iterator[str]:
     if config.position_type == "rope" and (rope_type == "longrope" or "dynamic" in rope_type):
         yield f"rotary positions of the type {rope_type!r} change with the length of the text"
 
-    planned, found = _planned_modules(model, TinyStoryForCausalLM), dict(model.named_modules())
-    for name, plan in planned.items():
+    plans, found = _plans(model, TinyStoryForCausalLM), dict(model.named_modules())
+    for name, plan in plans.items():
         module = found.get(name)
         if module is None:
             yield f"{name} is missing"
-            return
-        where = name or "the model"
-        if not _same_class(type(module), type(plan)):
-            yield f"{where} is a {_name(type(module))}, not a {type(plan).__name__}"
-            continue
-        yield from (f"{where} {what}" for what in _changes(module, plan, config))
-    if added := found.keys() - planned.keys():
+        elif not _same_class(type(module), plan.kind):
+            yield f"{name} is a {_name(type(module))}, not a {plan.kind.__name__}"
+        else:
+            yield from (f"{name or 'the model'} {change}" for change in _changes(module, plan, config))
+    if added := found.keys() - plans.keys():
         yield f"{min(added)} was added"
     for kind in {type(module) for module in found.values()}:
         for method in ("__call__", "forward"):
@@ -87,48 +127,32 @@ def _differences(model: nn.Module) -> Iterator[str]:
                 yield f"{_name(kind)}.{method} was replaced"
 
 
-def _changes(module: nn.Module, plan: nn.Module, config: Any) -> Iterator[str]:
+def _changes(module: nn.Module, plan: _Plan, config: PreTrainedConfig) -> Iterator[str]:
     """What was done to one module since it was built."""
     for kind in HOOKS:
         for hook in getattr(module, kind).values():
             if getattr(hook, "__module__", None) != NO_HOOKS:
                 yield f"has a hook ({getattr(hook, '__qualname__', type(hook).__qualname__)})"
     attributes = vars(module)
-    shadowing = {"forward", "_call_impl"} | plan._parameters.keys() | plan._buffers.keys() | plan._modules.keys()
-    if replaced := attributes.keys() & shadowing:
+    if replaced := plan.owned & attributes.keys():
         yield f"has a {min(replaced)} of its own"
     if attributes.get("config", config) is not config:
         yield "has a config of its own"
-    if not isinstance(module, (nn.Dropout, PreTrainedModel)):  # those compute nothing with theirs
-        for name, value in vars(plan).items():
-            if name.startswith("_") or name in CHANGE_NOTHING or not isinstance(value, (int, float, type(None))):
-                continue
-            if attributes.get(name) != value:
-                yield f"has {name}={attributes.get(name)!r}, its config says {value!r}"
-    if module._parameters.keys() != plan._parameters.keys() or module._buffers.keys() != plan._buffers.keys():
-        names = (module._parameters.keys() | module._buffers.keys()) ^ (plan._parameters.keys() | plan._buffers.keys())
-        yield f"has other parameters or buffers than its config says ({', '.join(sorted(names))})"
+    for name, value in plan.numbers.items():
+        if attributes.get(name) != value:
+            yield f"has {name}={attributes.get(name)!r}, its config says {value!r}"
+    tensors = module._parameters.keys() | module._buffers.keys()
+    if others := tensors ^ (plan.shapes.keys() | plan.buffers):
+        yield f"has other parameters or buffers than its config says ({', '.join(sorted(others))})"
         return
-    for name, parameter in plan._parameters.items():
-        mine = module._parameters[name]
-        if (mine is None) != (parameter is None):
-            yield f"has {'no' if mine is None else 'a'} {name}"
-        elif mine is not None:
-            plain = type(mine) is nn.Parameter and mine.dtype in DTYPES and mine.layout is torch.strided
-            if not plain or mine.shape != parameter.shape or mine.device.type != "cpu":
-                yield f"has a {name} that is no plain float tensor of {tuple(parameter.shape)} in memory"
-
-
-def _planned_modules(model: PreTrainedModel, kind: type[PreTrainedModel]) -> dict[str, nn.Module]:
-    """What the model's config builds, by name, without weights."""
-    fields = model.config.to_dict()
-    known = _PLANS.get(model)
-    if known is None or known[0] != fields:
-        config = deepcopy(model.config)
-        config._attn_implementation = "eager"
-        with torch.device("meta"):
-            known = _PLANS[model] = (fields, dict(kind(config).named_modules()))
-    return known[1]
+    for name, shape in plan.shapes.items():
+        tensor = module._parameters.get(name)
+        if (tensor is None) != (shape is None):
+            yield f"has {'no' if tensor is None else 'a'} {name}"
+        elif tensor is not None:
+            plain = type(tensor) is nn.Parameter and tensor.dtype in DTYPES and tensor.layout is torch.strided
+            if not plain or tensor.shape != shape or tensor.device.type != "cpu":
+                yield f"has a {name} that is no plain float tensor of {shape} in memory"
 
 
 def _same_class(mine: type, ours: type) -> bool:
