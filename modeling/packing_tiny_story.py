@@ -44,11 +44,11 @@ def why_not_packed(model: nn.Module) -> str | None:
 
 def packed_weights(model: PreTrainedModel, kind: type[Int8Weights]) -> Any:
     """The model's packed weights, packed again after any of its weights or its config has changed."""
-    state = (kind, model.config.to_dict(), _state_of_weights(model))
+    state = (kind, vars(model.config), _state_of_weights(model))
     known = _PACKED.get(model)
     if known is None or known[0] != state:
         with torch.inference_mode():
-            known = _PACKED[model] = (state, kind(model))
+            known = _PACKED[model] = (deepcopy(state), kind(model))
     return known[1]
 
 
@@ -82,14 +82,13 @@ class _Plan:
 
 def _plans(model: PreTrainedModel, kind: type[PreTrainedModel]) -> dict[str, _Plan]:
     """What the model's config makes of each module, by its name."""
-    fields = model.config.to_dict()
     known = _PLANS.get(model)
-    if known is None or known[0] != fields:
+    if known is None or known[0] != vars(model.config):
         config = deepcopy(model.config)
         config._attn_implementation = "eager"
         with torch.device("meta"):
             built = kind(config)
-        known = _PLANS[model] = (fields, {name: _Plan.of(module) for name, module in built.named_modules()})
+        known = _PLANS[model] = (deepcopy(vars(model.config)), {name: _Plan.of(module) for name, module in built.named_modules()})
     return known[1]
 
 
@@ -129,11 +128,11 @@ def _differences(model: nn.Module) -> Iterator[str]:
 
 def _changes(module: nn.Module, plan: _Plan, config: PreTrainedConfig) -> Iterator[str]:
     """What was done to one module since it was built."""
+    attributes = vars(module)
     for kind in HOOKS:
-        for hook in getattr(module, kind).values():
+        for hook in attributes[kind].values():
             if getattr(hook, "__module__", None) != NO_HOOKS:
                 yield f"has a hook ({getattr(hook, '__qualname__', type(hook).__qualname__)})"
-    attributes = vars(module)
     if replaced := plan.owned & attributes.keys():
         yield f"has a {min(replaced)} of its own"
     if attributes.get("config", config) is not config:
@@ -180,7 +179,9 @@ def _name(kind: type) -> str:
 
 def _state_of_weights(model: nn.Module) -> tuple[list[torch.dtype], list[int]]:
     """The weights' types, and a sum over each one's bytes: any change of any of them changes it."""
-    tensors = [tensor.detach().contiguous() for tensor in (*model.parameters(), *model.buffers())]
+    owned = (own for module in model.modules() for own in (module._parameters, module._buffers))
+    unique = {id(tensor): tensor for own in owned for tensor in own.values() if tensor is not None}  # some are tied
+    tensors = [tensor.detach().contiguous() for tensor in unique.values()]
     dtypes, count, kernel = [tensor.dtype for tensor in tensors], len(tensors), library()
     if kernel is None:
         return dtypes, [zlib.crc32(tensor.flatten().view(torch.uint8).numpy()) for tensor in tensors]
