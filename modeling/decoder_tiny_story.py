@@ -6,45 +6,57 @@ many small operations. int8 weights are read four times as fast as fp32 ones; th
 operation.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
+from transformers.utils import logging
 
+from .compiler_tiny_story import build, library
 from .int8_tiny_story import Int8Decoder, Int8Weights
-from .native_tiny_story import NativeDecoder, NativeWeights, library
+from .native_tiny_story import NativeDecoder, NativeWeights
+from .packing_tiny_story import packed_weights, why_not_packed
 
 Precision = Literal["auto", "native", "int8", "full"]
+
+logger = logging.get_logger(__name__)
 
 
 def open_decoder(model: PreTrainedModel, precision: Precision = "auto") -> "Decoder":
     """A decoder without rows.
 
     Args:
-        precision: "full" runs the model as it was loaded, "int8" the int8 decoder in PyTorch, "native" the int8
-            decoder in C, which needs a C compiler; "auto" the fastest there is: on a processor native where there is a
-            compiler, else int8 where PyTorch is fast at it, on x86 with AVX2 or AVX-512.
+        precision: "full" runs the model as it is, "int8" the int8 decoder in PyTorch, "native" the int8 decoder in C,
+            which needs a C compiler; "auto" the fastest there is: on a processor native where there is a compiler,
+            else int8 where PyTorch is fast at it, on x86 with AVX2 or AVX-512. A model that something was done to (an
+            adapter, a hook, a mask, quantised weights) is run as it is; a warning says so once.
 
     Raises:
-        ValueError: int8 or native is asked for and the model is not on a processor, or there is no compiler, or
-            precision is another word.
+        ValueError: int8 or native is asked for and the model is not on a processor, or something was done to it, or
+            there is no compiler; or precision is another word.
     """
-    on_cpu = model.device.type == "cpu"
     if precision not in get_args(Precision):
         raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    on_cpu = model.device.type == "cpu"
     if precision in ("native", "int8") and not on_cpu:
         raise ValueError(f'precision "{precision}" runs on a processor; the model is on {model.device}: use "full"')
-    if precision == "native" or (precision == "auto" and on_cpu):
-        if library() is not None:
-            return NativeDecoder(_packed(model, NativeWeights))
-        if precision == "native":
-            raise ValueError('precision "native" needs a C compiler (cc, or what CC names): use "auto" or "int8"')
-    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    if precision == "int8" or (precision == "auto" and on_cpu and fast):
-        return Int8Decoder(_packed(model, Int8Weights))
+    if precision == "full" or not on_cpu:
+        return FullDecoder(model)
+    reason = why_not_packed(model)
+    if reason is not None and precision != "auto":
+        raise ValueError(f'precision "{precision}" cannot tell with this model: {reason}; use "auto" or "full"')
+    if reason is not None:
+        logger.warning_once(f"stories are told by the model's own forward pass, not by the faster decoders: {reason}")
+        return FullDecoder(model)
+    if precision == "native" and library() is None:
+        raise ValueError(f'precision "native" needs a C compiler: use "auto" or "int8" ({build()[1]})')
+    if precision != "int8" and library() is not None:
+        return NativeDecoder(packed_weights(model, NativeWeights))
+    if precision == "int8" or torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return Int8Decoder(packed_weights(model, Int8Weights))
     return FullDecoder(model)
 
 
@@ -52,6 +64,8 @@ class FullDecoder:
     """The model's own forward pass and cache; rows are padded on the left."""
 
     def __init__(self, model: PreTrainedModel):
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise ValueError("an adapter that learnt a prompt puts it before every token; tell with another adapter")
         self.model = model
         self.cache = DynamicCache(config=model.config)
         self.mask = torch.zeros(0, 0, dtype=torch.long, device=model.device)  # (rows, context)
@@ -99,23 +113,25 @@ class FullDecoder:
 
     def _forward(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
         positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        logits = self.model(
-            ids.to(self.model.device), attention_mask=self.mask, position_ids=positions, past_key_values=self.cache,
-            use_cache=True, logits_to_keep=keep,
-        ).logits  # fmt: skip
+        with _without_dropout(self.model):
+            logits = self.model(
+                ids.to(self.model.device), attention_mask=self.mask, position_ids=positions,
+                past_key_values=self.cache, use_cache=True, logits_to_keep=keep,
+            ).logits  # fmt: skip
         return logits.float().cpu()
 
 
 Decoder = FullDecoder | Int8Decoder
 
-_PACKED: "WeakKeyDictionary[PreTrainedModel, tuple[int, Int8Weights]]" = WeakKeyDictionary()
 
-
-def _packed(model: PreTrainedModel, kind: type[Int8Weights]) -> Any:
-    """The model's packed weights, packed again after its weights have changed in place."""
-    version = sum(0 if p.is_inference() else p._version for p in model.parameters())
-    known = _PACKED.get(model)
-    if known is None or known[0] != version or type(known[1]) is not kind:
-        with torch.inference_mode():
-            known = _PACKED[model] = (version, kind(model))
-    return known[1]
+@contextmanager
+def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
+    """A model in the middle of its training tells as it would afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,4 +1,4 @@
-"""The C source of `NativeDecoder`: tokens in, logits out, in one call. `native_tiny_story.py` compiles it.
+"""The C source of `NativeDecoder`: tokens in, logits out, in one call. `compiler_tiny_story.py` compiles it.
 
 All sums of products of weights are sums of integers, exact in whatever order they are taken; what is left in floating
 point is computed for each token by the same instructions whatever stands beside it. So a row gets the same bits alone
@@ -280,6 +280,42 @@ static void attend(const Model *m, const Layer *layer, const float *shared_keys,
             mix(weights + shared, values, context - shared, n, out);
             for (int i = 0; i < n; i++) out[i] *= inverse;
         }
+}
+
+/* For each tensor a sum over its bytes that changes when a weight changes or two change places: first the sum, then the
+   sum of its values (Fletcher 1982, An arithmetic checksum for serial transmissions). The first is rotated at every
+   step: all signs turned would else leave 32 bits as they were. */
+void checksums(const uint8_t *const *tensors, const int64_t *bytes, int count, int threads, uint64_t *sums) {
+    enum { SIDES = LANES < 16 ? 4 : 2, PIECE = 1 << 16 };  /* vectors summed side by side; a thread's piece of work */
+    typedef uint32_t Words __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
+    const uint64_t odd = 0x9E3779B97F4A7C15;
+    memset(sums, 0, count * sizeof(*sums));
+    #pragma omp parallel num_threads(threads)
+    for (int tensor = 0; tensor < count; tensor++) {
+        uint64_t all = 0;
+        #pragma omp for schedule(static) nowait
+        for (int64_t start = 0; start < bytes[tensor]; start += PIECE) {
+            const uint8_t *now = tensors[tensor] + start;
+            const uint8_t *end = now + (bytes[tensor] - start < PIECE ? bytes[tensor] - start : PIECE);
+            Words first[SIDES] = {0}, second[SIDES] = {0};
+            for (; end - now >= (int64_t)sizeof(first); now += sizeof(first)) {
+                for (int i = 0; i < (int)sizeof(first); i += 64) __builtin_prefetch(now + AHEAD + i);
+                for (int side = 0; side < SIDES; side++) {
+                    Words words = ((const Words *)now)[side];
+                    first[side] = (first[side] << 13 | first[side] >> 19) + words;
+                    second[side] += first[side];
+                }
+            }
+            uint64_t mixed = start;
+            for (int i = 0; i < SIDES * LANES; i++)
+                mixed = ((mixed + first[i / LANES][i % LANES]) * odd + second[i / LANES][i % LANES]) * odd;
+            for (; now < end; now++) mixed = (mixed + *now) * odd;
+            mixed = (mixed ^ mixed >> 31) * odd;
+            all += mixed ^ mixed >> 29;
+        }
+        #pragma omp atomic
+        sums[tensor] += all;
+    }
 }
 
 /* Floats of memory that each token takes while it is read. */

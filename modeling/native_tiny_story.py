@@ -1,39 +1,27 @@
 """int8 decoding in one call a step: the same verbs as `Int8Decoder`, its arithmetic in C.
 
 A step of a small model through PyTorch is some 280 small operations, and most of its time is their price.
-`NativeDecoder` does a step in one call of the C in `kernel_tiny_story.py`, which the machine's own compiler turns into
-a library for the machine's own processor, once for each process, in about a second. Where there is no compiler,
-`open_decoder` goes on with `Int8Decoder`.
+`NativeDecoder` does a step in one call of the C in `kernel_tiny_story.py`, which `compiler_tiny_story.py` makes a library
+of, once for each process, in about a second. Where there is no compiler, `open_decoder` goes on with `Int8Decoder`.
 
 Weights are those of `Int8Decoder`; what a matrix reads is rounded to integers of about 14 bits, where `Int8Decoder`
 rounds to bf16's 8.
 """
 
 import ctypes
-import os
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
-from functools import lru_cache
-from pathlib import Path
 from typing import Self
 
 import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
+from .compiler_tiny_story import library
 from .int8_tiny_story import Int8Decoder, Int8Linear, Int8Weights, Norm
-from .kernel_tiny_story import BLOCK, SOURCE, STEP
-
-# -ffast-math would be too much: it lets the compiler choose the order of sums, and so a row's bits by where it stands.
-FLAGS = ["-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=off"]
-FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only"]
-
-logger = logging.get_logger(__name__)
+from .kernel_tiny_story import BLOCK, STEP
+from .threads_tiny_story import threads
 
 
 class _Linear(Structure):
@@ -66,29 +54,6 @@ class _Model(Structure):
             "num_layers", "hidden", "heads", "kv_heads", "head_dim", "feed_forward", "gated", "pre_norm"
         )),
     ]  # fmt: skip
-
-
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """The compiled kernel, or None, with a warning that says why, where it cannot be had."""
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None:
-        return None
-    error = ""
-    with tempfile.TemporaryDirectory() as folder:
-        source, built = Path(folder) / "kernel.c", Path(folder) / "kernel.so"
-        source.write_text(SOURCE, encoding="utf-8")
-        for threads in (["-fopenmp"], []):  # not every compiler has OpenMP
-            try:
-                command = [compiler, *FLAGS, *threads, str(source), "-o", str(built), "-lm"]
-                subprocess.run(command, check=True, capture_output=True, text=True)
-                return ctypes.CDLL(str(built))
-            except subprocess.CalledProcessError as problem:
-                error = problem.stderr
-            except OSError as problem:
-                error = str(problem)
-    logger.warning("the decoder's C kernel could not be built, so PyTorch decodes, more slowly: %s", error.strip())
-    return None
 
 
 _OF_THREAD = threading.local()
@@ -204,7 +169,7 @@ class NativeDecoder(Int8Decoder):
         kernel.forward(
             ctypes.byref(self.weights.struct), c_void_p(cache.data_ptr()), cache.shape[2], _integers(rows),
             c_void_p(base.data_ptr()), base.shape[2], base_rows, shared, _integers(ids), lengths, len(rows), time,
-            last_only, torch.get_num_threads(), c_void_p(memory.data_ptr()), c_void_p(logits.data_ptr()),
+            last_only, threads(), c_void_p(memory.data_ptr()), c_void_p(logits.data_ptr()),
         )  # fmt: skip
         for row in rows:
             self.lengths[row] += time
