@@ -1,8 +1,8 @@
 """The ways to run the decoder one token after another: through the model itself, or in int8 on a processor.
 
-All hold a batch of rows with a key/value cache and speak the same few verbs: `start`, `step`, `extend`, `keep`,
-`fork`. `open_decoder` chooses: on a processor, one row's time goes into reading the weights and into the price of
-many small operations. int8 weights are read four times as fast as fp32 ones; the native decoder does a step in one
+All hold a batch of rows with a key/value cache and speak the same few verbs: `fresh`, `start`, `step`, `extend`,
+`keep`, `fork`. `open_decoder` chooses: on a processor, one row's time goes into reading the weights and into the price
+of many small operations. int8 weights are read four times as fast as fp32 ones; the native decoder does a step in one
 operation.
 """
 
@@ -69,6 +69,10 @@ class FullDecoder:
         self.model = model
         self.cache = DynamicCache(config=model.config)
         self.mask = torch.zeros(0, 0, dtype=torch.long, device=model.device)  # (rows, context)
+
+    def fresh(self) -> "FullDecoder":
+        """A decoder of the same weights, without rows."""
+        return FullDecoder(self.model)
 
     def start(self, prompts: Sequence[list[int]], room: int = 0) -> torch.Tensor:
         """Read the prompts, one a row, with room for so many tokens more, or as many as there will be; the next token's

@@ -3,8 +3,8 @@
 `write_stories` writes a batch of stories token by token. A story that asks for something is planned: its wishes stand
 before it as a control prefix, which the model was trained on. It is not left to chance either: `</sos>` is only taken
 after a sentence that closes on the ending, with every word to include told. Where the model would stop without them
-(late in a story, where it hints that it would) or the limit nears, `bring_in` searches how to bring the ending or the
-word in. Words are given out only when they are final, so a stream never takes anything back.
+(late in a story, where it hints that it would) or the limit nears, `bring_in` has a sentence written backwards from the
+ending, or a clause from the word. Words are given out only when they are final, so a stream never takes anything back.
 
 Every story draws from its own random numbers: it comes out the same alone or in a batch.
 """
@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .closing_tiny_story import LEAD_TOKENS, Target, bring_in
 from .control_tiny_story import NAMED_LENGTHS, control_prefix, fitting_bucket
 from .decoder_tiny_story import Decoder, Precision, open_decoder
 from .request_tiny_story import StoryRequest, closes_sentence, count_words, ends_with, keeps_capitals
 from .sampling_tiny_story import log_softmax, nucleus, repetition_penalties, sample
-from .search_tiny_story import CANDIDATE_TOKENS, Target, bring_in
 from .story_tiny_story import Story, Vocabulary, vocabulary_of
 
 TOKENS_PER_WORD = 1.4  # of TinyStories: how much room the cache gets at once
 LEAST_CHARACTERS = 200  # before the model may stop, or as many as half of max_words take: real ones have 250
 CHARACTERS_PER_WORD = 5
 # A story with an ending waits for it. Late in it, a small probability of </sos> already says that here the model would
-# rather stop: a better place for a search than the limit. And any sentence may be the last: it is drawn less boldly.
+# rather stop: a better place to close than the limit. And any sentence may be the last: it is drawn less boldly.
 LATE = 0.41  # of the words there were to write, at most so many left
 HINT = 0.03  # of </sos>, after a sentence
 COOLING = 0.5  # of the reader's temperature
@@ -73,7 +73,7 @@ def write_stories(
         finished = []
         for row, index in enumerate(rows):
             story = stories[index]
-            _advance(story, decoder, row, logits[row], vocabulary, full=len(story.ids) >= limits[index])
+            _advance(story, decoder, logits[row], vocabulary, full=len(story.ids) >= limits[index])
             if story.finish_reason:
                 finished.append(row)
             yield index, story.give(), story
@@ -91,7 +91,7 @@ def write_stories(
 
 def plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig) -> tuple[list[int], list[int], int]:
     """The control prefix, the start's tokens, and how many tokens of text leave just room for what was asked for and
-    its search. The prefix speaks as the training stories do; the story keeps the reader's spelling.
+    what leads to it. The prefix speaks as the training stories do; the story keeps the reader's spelling.
 
     Raises:
         ValueError: the start does not fit.
@@ -105,7 +105,7 @@ def plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig
         include = [vocabulary.at_home(word) for word in request.include]
         prefix = control_prefix(vocabulary.encode, ending and vocabulary.at_home(ending), bucket, include)
     wanted = [*request.include, *([ending] if ending else [])]
-    reserve = sum(CANDIDATE_TOKENS + 8 + len(vocabulary.encode(f" {words}")) for words in wanted or [""])
+    reserve = sum(LEAD_TOKENS + 12 + len(vocabulary.encode(f" {words}")) for words in wanted or [""])
     limit = config.max_position_embeddings - 1 - len(prefix) - reserve
     start = vocabulary.encode(request.start)
     if len(start) > limit:
@@ -116,7 +116,7 @@ def plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig
     return prefix, start, limit
 
 
-def _advance(story: Story, decoder: Decoder, row: int, logits: np.ndarray, vocabulary: Vocabulary, full: bool) -> None:
+def _advance(story: Story, decoder: Decoder, logits: np.ndarray, vocabulary: Vocabulary, full: bool) -> None:
     """Write one more token, or finish the story.
 
     Args:
@@ -131,8 +131,9 @@ def _advance(story: Story, decoder: Decoder, row: int, logits: np.ndarray, vocab
             return
         if isinstance(step, Target):
             story.searches += 1
-            story.pending = bring_in(step, story, decoder, row, logits, vocabulary)
+            story.pending = bring_in(step, story, decoder, vocabulary)
             if step.final:
+                story.closed_at = len(story.text)
                 for token in story.pending:
                     story.write(token, vocabulary)
                 story.pending, story.finish_reason = [], "ending"

@@ -109,6 +109,9 @@ class Int8Decoder:
         self.lengths: list[int] = []
         self.caches: list[torch.Tensor] = []  # keys and values of the first layer, of the second, ...
 
+    def fresh(self) -> Self:
+        return type(self)(self.weights)
+
     def start(self, prompts: Sequence[list[int]], room: int = 0) -> torch.Tensor:
         parts, logits = [], []
         for prompt in prompts:  # one at a time: bit for bit what each gets alone

@@ -88,7 +88,10 @@ def _plans(model: PreTrainedModel, kind: type[PreTrainedModel]) -> dict[str, _Pl
         config._attn_implementation = "eager"
         with torch.device("meta"):
             built = kind(config)
-        known = _PLANS[model] = (deepcopy(vars(model.config)), {name: _Plan.of(module) for name, module in built.named_modules()})
+        known = _PLANS[model] = (
+            deepcopy(vars(model.config)),
+            {name: _Plan.of(module) for name, module in built.named_modules()},
+        )
     return known[1]
 
 

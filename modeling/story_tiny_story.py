@@ -26,6 +26,7 @@ class Story:
     random: Random
     finish_reason: str | None = None
     searches: int = 0  # times a word or the ending did not come by itself
+    closed_at: int | None = None  # characters before the closing that was written backwards, if one was
     log_probability: float = 0.0  # of the tokens written, in nats; of what a search chose, its score
     whole_word: bool = False  # the text ends on a word that must not be lengthened to another one
     pending: list[int] = field(default_factory=list)  # tokens a search has settled, still to be written
@@ -78,7 +79,7 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.pieces = [tokenizer.decode([i]) if i < len(tokenizer) else "" for i in range(size)]
         self.bytes = [self._bytes(i) for i in range(size)]
-        self.eos = tokenizer.eos_token_id
+        self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.special = np.arange(size) >= len(tokenizer)
         self.special[[i for i in tokenizer.all_special_ids if i < size]] = True
         self.joins = np.array([joins(piece) for piece in self.pieces]) & ~self.special

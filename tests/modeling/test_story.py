@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import Pipeline
 
-from modeling import search_tiny_story
+from modeling import closing_tiny_story
 from modeling.control_tiny_story import LENGTHS, SPECIAL_TOKENS
 from modeling.generation_tiny_story import plan, write_stories
 from modeling.request_tiny_story import StoryRequest, bare_words, closes_sentence, count_words, ends_with, includes
@@ -165,8 +165,8 @@ def test_the_guard_against_loops_breaks_them(tell: Pipeline):
     assert sum(repeats(text, DRY_ALLOWED + 2) for text in free) > 0
 
 
-def test_a_search_whose_continuations_are_cut_short(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(search_tiny_story, "CANDIDATE_TOKENS", 3)
+def test_a_closing_whose_leads_are_cut_short(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(closing_tiny_story, "LEAD_TOKENS", 3)
     requests = [StoryRequest("The cat", end="garden", max_words=25, seed=seed) for seed in range(4)]
     stories = {i: story for i, _, story in write_stories(tell.model, tell.tokenizer, requests)}
     assert all(ends_with(story.text, "garden") and count_words(story.text) <= 25 for story in stories.values())

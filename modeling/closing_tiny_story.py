@@ -1,0 +1,225 @@
+"""How a story is closed on the reader's words: by a sentence that is written backwards from them.
+
+A sentence that must end on a word is best written from that word. The model has learnt it (training/closings.py): after
+the story so far and `<close>` come the end of the story, the stop, the reader's words from the last to the first, and
+then whatever leads to them, back to `<begin>`. `bring_in` samples some such closings side by side, turns them round,
+and takes the one that the same model, reading forwards, finds likeliest after this story: each direction is blind where
+the other sees. A word to include comes in the same way, as the last word of a clause that the story then goes on from.
+
+Both directions read the story without its control prefix: a model that was told to end on a word finds every sentence
+likely that does, sense or no sense.
+
+Backward and forward language models around a given word: Mou et al. 2015 (arXiv 1512.06612); two directions that must
+agree on a text between them: Nguyen et al. 2023 (Meet in the Middle, arXiv 2303.07295).
+"""
+
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+
+from .control_tiny_story import BEGIN, CLOSE, SPECIAL_TOKENS
+from .decoder_tiny_story import Decoder
+from .request_tiny_story import (
+    PUNCTUATION,
+    SENTENCE_END,
+    closes_sentence,
+    count_words,
+    ends_with,
+    keeps_capitals,
+    open_quote,
+)
+from .sampling_tiny_story import SMALLEST_TEMPERATURE, log_softmax, nucleus, sample
+from .story_tiny_story import Story, Vocabulary
+
+CLOSE_ID, BEGIN_ID = SPECIAL_TOKENS.index(CLOSE), SPECIAL_TOKENS.index(BEGIN)
+ROUNDS = (8, 24)  # closings written; those of the second round only if none of the first will do
+ENOUGH = 8.0  # a closing of at most this cost will do
+LEAD_TOKENS = 32  # before the reader's words, at most
+TEMPERATURE, TOP_P = 0.9, 0.95  # they are sampled at
+STOPS = (".", "!", "?", '."', '!"', '?"')
+STOP_TEMPERATURE = 2.0  # stops and spellings are tried by their likelihood, flattened: the words before them decide
+TOKEN_NATS = 1.3  # a token's usual cost: a closing is not better for being short
+SURPRISE = 6.0  # nats of a token from which on its cost counts twice
+SAID_COST = 50.0  # nats, of a sentence that the story holds already, and of a word that stands twice in a row
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be brought into a story now: its ending (final), or a word to include."""
+
+    words: str
+    final: bool
+
+
+@dataclass
+class _Closing:
+    """The target's words and what leads to them, as far as that is written."""
+
+    end: list[int]  # tokens of the target's words and the stop, as they are read
+    text: str
+    lead: list[int] = field(default_factory=list)  # tokens before them, from the last to the first
+    costs: list[float] = field(default_factory=list)  # nats of each of the lead, and at last of `<begin>`
+    places: list[tuple[float, int]] = field(default_factory=list)  # it may begin: nats of `<begin>`, tokens of lead
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*reversed(self.lead), *self.end]
+
+
+def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabulary) -> list[int]:
+    """Tokens that lead from what is written to the target's words, those included.
+
+    Args:
+        decoder: any of the story's model.
+    """
+    random = Random(0 if story.request.temperature < SMALLEST_TEMPERATURE else story.random.random())
+    reader = decoder.fresh()
+    texts = _ends(target, story)
+    ends = [vocabulary.encode(text) for text in texts]
+    forced = [[CLOSE_ID, *[vocabulary.eos] * target.final, *reversed(end)] for end in ends]
+    logits = reader.start([[vocabulary.bos, *story.ids]]).numpy()[0]  # (vocab,), what comes next
+    opened = reader.fork([0] * len(ends), room=max(map(len, forced)))
+    costs, after = _read(opened, forced)
+    best: tuple[float, list[int]] = (np.inf, ends[0])
+    for number in ROUNDS:
+        chosen = _spread(costs, number)
+        closings = [_Closing(ends[end], texts[end]) for end in chosen]
+        _grow(closings, opened.fork(chosen, room=LEAD_TOKENS), after[chosen], target, story, random, vocabulary)
+        fitting = {tuple(closing.tokens): closing for closing in closings if _fits(closing, target, story)}
+        if fitting:
+            forward = _reread(list(fitting), target.final, reader, logits, vocabulary)
+            for closing, nats in zip(fitting.values(), forward, strict=True):
+                best = min(best, (_cost(closing, nats, target, story, vocabulary), closing.tokens))
+        if best[0] <= ENOUGH:
+            break
+    return best[1]
+
+
+def _ends(target: Target, story: Story) -> list[str]:
+    """The target's words as they may stand: with a capital or without, and with each stop; the first one closes the
+    story wherever it stands."""
+    typed = target.words.rstrip(PUNCTUATION)
+    spellings = [typed] if typed[:1].isupper() else [typed, typed[0].upper() + typed[1:]]
+    if not target.final:
+        return [f" {spelling}" for spelling in spellings]
+    mark = target.words[len(typed) :]
+    stops = [mark, mark + '"'] if SENTENCE_END.search(mark) else [mark + stop for stop in STOPS]
+    ends = [f" {spelling}{stop}" for spelling in spellings for stop in stops]
+    return sorted(ends, key=lambda end: not closes_sentence(story.text + end))
+
+
+def _read(decoder: Decoder, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Append to each row its tokens.
+
+    Returns:
+        nats of all tokens but the first, (rows,); and the logits after the last, (rows, vocab).
+    """
+    costs, after = np.zeros(len(rows)), np.empty(0)
+    for at in range(max(map(len, rows))):
+        reading = [number for number, ids in enumerate(rows) if at < len(ids)]
+        logits = decoder.step([ids[at] if at < len(ids) else None for ids in rows]).numpy()
+        after = after if after.size else np.empty((len(rows), logits.shape[1]), dtype=logits.dtype)
+        for number, read in zip(reading, logits, strict=True):
+            after[number] = read
+            if at + 1 < len(rows[number]):
+                costs[number] -= log_softmax(read)[rows[number][at + 1]]
+    return costs, after
+
+
+def _spread(costs: np.ndarray, number: int) -> list[int]:
+    """So many of the ends, the likelier the more often: systematic sampling."""
+    shares = np.exp((costs.min() - costs) / STOP_TEMPERATURE)
+    at = (np.arange(number) + 0.5) / number * shares.sum()
+    return np.searchsorted(shares.cumsum(), at).tolist()
+
+
+def _grow(
+    closings: list[_Closing],
+    fork: Decoder,
+    logits: np.ndarray,
+    target: Target,
+    story: Story,
+    random: Random,
+    vocabulary: Vocabulary,
+) -> None:
+    """Write the leads of some closings side by side, each until it begins or there is no room for more.
+
+    Args:
+        fork: one row for each closing; logits: (closings, vocab), what comes before its end.
+    """
+    room = story.words_left - story.words_needed(story.request.missing(story.text))
+    words, between = count_words(target.words), closes_sentence(story.text)
+    growing = list(range(len(closings)))
+    for _ in range(LEAD_TOKENS + 1):
+        drawn: list[int | None] = [None] * len(closings)
+        for number, read in zip(growing, logits, strict=True):
+            closing = closings[number]
+            if count_words(closing.text) - words > room:
+                continue
+            chances = log_softmax(read)
+            may_begin = _may_begin(closing.text, story.text) and bool(closing.lead or not between)
+            if may_begin:
+                closing.places.append((-float(chances[BEGIN_ID]), len(closing.lead)))
+            if len(closing.lead) == LEAD_TOKENS:
+                continue
+            allowed = read.copy()
+            allowed[vocabulary.not_whole] = -np.inf
+            if may_begin:
+                allowed[BEGIN_ID] = read[BEGIN_ID]
+            token = sample(*nucleus(allowed, TEMPERATURE, TOP_P), random.random())
+            if token == BEGIN_ID:
+                closing.places = closing.places[-1:]
+                continue
+            closing.lead.append(token)
+            closing.costs.append(-float(chances[token]))
+            closing.text = vocabulary.pieces[token] + closing.text
+            drawn[number] = token
+        growing = [number for number, token in enumerate(drawn) if token is not None]
+        if not growing:
+            break
+        logits = fork.step(drawn).numpy()
+    for closing in closings:
+        if closing.places:  # one that had not begun in time begins where it best may
+            cost, length = min(closing.places)
+            closing.lead, closing.costs = closing.lead[:length], [*closing.costs[:length], cost]
+            closing.text = "".join(vocabulary.pieces[token] for token in closing.tokens)
+
+
+def _may_begin(closing: str, text: str) -> bool:
+    """Whether a closing can stand after the text: it starts a word, or goes on after an opening quote."""
+    if closing[:1].isspace() or text[-1:].isspace():
+        return True
+    return not text[-1:].isalnum() and open_quote(text) and not SENTENCE_END.search(text)
+
+
+def _fits(closing: _Closing, target: Target, story: Story) -> bool:
+    """Whether the closing is whole, and the story keeps its contract with it."""
+    text = story.text + closing.text
+    if not closing.places or not target.final:
+        return bool(closing.places)
+    return closes_sentence(text) and ends_with(text, target.words) and keeps_capitals(text, target.words)
+
+
+def _reread(
+    rows: list[tuple[int, ...]], final: bool, reader: Decoder, logits: np.ndarray, vocabulary: Vocabulary
+) -> list[np.ndarray]:
+    """Nats of each closing's tokens, and of the story's end after them if it is final, as they are read forwards."""
+    longest = max(map(len, rows))
+    fork = reader.fork([0] * len(rows), room=longest)
+    read = fork.extend([[*ids, *[vocabulary.eos] * (longest - len(ids))] for ids in rows]).numpy()
+    costs = []
+    for ids, after in zip(rows, read, strict=True):
+        targets = [*ids, *[vocabulary.eos] * final]
+        chances = log_softmax(np.concatenate((logits[None], after[: len(targets) - 1])))  # (tokens, vocab)
+        costs.append(-chances[np.arange(len(targets)), targets])
+    return costs
+
+
+def _cost(closing: _Closing, forward: np.ndarray, target: Target, story: Story, vocabulary: Vocabulary) -> float:
+    """How unlikely a closing is, in nats beyond the usual, in both directions; great surprises count twice."""
+    costs = np.array([*forward, *closing.costs])
+    cost = float((costs - TOKEN_NATS).sum() + np.maximum(costs - SURPRISE, 0).sum())
+    lead = "".join(vocabulary.pieces[token] for token in reversed(closing.lead))
+    said = closing.text.strip() in story.text or ends_with(story.text + lead, target.words)
+    return cost + SAID_COST * said

@@ -1,0 +1,152 @@
+"""Closings are written backwards and read forwards: what the search says of them is what the model says of them."""
+
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from modeling.closing_tiny_story import (
+    BEGIN_ID,
+    CLOSE_ID,
+    LEAD_TOKENS,
+    Target,
+    _Closing,
+    _ends,
+    _fits,
+    _grow,
+    _read,
+    _reread,
+    _spread,
+    bring_in,
+)
+from modeling.decoder_tiny_story import open_decoder
+from modeling.generation_tiny_story import COOLING, HINT, _draw, _judge
+from modeling.request_tiny_story import StoryRequest, closes_sentence, count_words, ends_with, includes, open_quote
+from modeling.sampling_tiny_story import log_softmax
+from modeling.story_tiny_story import Story, Vocabulary
+
+TEXT = "Once upon a time there was a little girl named Lily. She went to the park with her mom."
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer) -> Vocabulary:
+    return Vocabulary(tokenizer)
+
+
+def a_story(vocabulary: Vocabulary, text: str = TEXT, **wishes) -> Story:
+    return Story(StoryRequest(text, **wishes), vocabulary.encode(text), text, Random(3))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("precision", ["full", "int8", "auto"])
+def test_a_closing_costs_what_the_model_says_alone(trained_model, vocabulary, precision: str):
+    """Nats of words and leads, backwards and forwards, against one straight pass over each sequence of tokens."""
+    story, target = a_story(vocabulary, end="friends"), Target("friends", final=True)
+    texts = _ends(target, story)
+    ends = [vocabulary.encode(text) for text in texts]
+    forced = [[CLOSE_ID, vocabulary.eos, *reversed(end)] for end in ends]
+    prompt = [vocabulary.bos, *story.ids]
+    reader = open_decoder(trained_model, precision)
+    logits = reader.start([prompt]).numpy()[0]
+    opened = reader.fork([0] * len(ends), room=8)
+    costs, after = _read(opened, forced)
+    chosen = _spread(costs, 6)
+    closings = [_Closing(ends[number], texts[number]) for number in chosen]
+    _grow(closings, opened.fork(chosen, room=LEAD_TOKENS), after[chosen], target, story, Random(0), vocabulary)
+    fitting = [closing for closing in closings if _fits(closing, target, story)]
+    assert len(fitting) >= 3
+    forward = _reread([tuple(closing.tokens) for closing in fitting], True, reader, logits, vocabulary)
+
+    def nats(ids: list[int]) -> np.ndarray:
+        """Of each token given those before it, by the model as it stands."""
+        read = log_softmax(trained_model(torch.tensor([ids])).logits[0].float().numpy())
+        return -read[np.arange(len(ids) - 1), ids[1:]]
+
+    within = {"full": 1e-3, "int8": 0.5, "auto": 0.5}[precision]  # of int8 weights, a token
+    for number, ids in enumerate(forced):
+        assert costs[number] == pytest.approx(nats([*prompt, *ids])[-len(ids) + 1 :].sum(), abs=within * 3)
+    for closing, read in zip(fitting, forward, strict=True):
+        expected = nats([*prompt, *closing.tokens, vocabulary.eos])[len(prompt) - 1 :]
+        assert read == pytest.approx(expected, abs=within)
+        turned = [*prompt, CLOSE_ID, vocabulary.eos, *reversed(closing.end), *closing.lead, BEGIN_ID]
+        assert closing.costs == pytest.approx(nats(turned)[-len(closing.costs) :], abs=within)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(TEXT, "happy"), (TEXT, "every day!"), (TEXT, "xylophone"), (TEXT + ' "I like', "cake"), ("Go.", "on")],
+)
+def test_a_closing_closes_the_story_on_the_words(trained_model, vocabulary, text: str, words: str):
+    story = a_story(vocabulary, text, end=words, max_words=count_words(text) + 12)
+    tokens = bring_in(Target(words, final=True), story, open_decoder(trained_model), vocabulary)
+    told = text + "".join(vocabulary.pieces[token] for token in tokens)
+    assert ends_with(told, words) and closes_sentence(told) and count_words(told) <= count_words(text) + 12
+    assert not ends_with(told[: len(told) - len(words) - 1].rstrip(), words)
+
+
+@torch.inference_mode()
+def test_a_word_to_include_is_brought_in_and_leaves_room(trained_model, vocabulary):
+    story = a_story(vocabulary, end="happy", include=["kite"], max_words=count_words(TEXT) + 9)
+    tokens = bring_in(Target("kite", final=False), story, open_decoder(trained_model), vocabulary)
+    told = TEXT + "".join(vocabulary.pieces[token] for token in tokens)
+    assert includes(told, "kite") and count_words(told) <= count_words(TEXT) + 8
+
+
+def test_stops_and_spellings_that_may_end_a_story(vocabulary):
+    ends = _ends(Target("happy", final=True), a_story(vocabulary))
+    assert len(ends) == 12 and closes_sentence(TEXT + ends[0]) and {" happy.", ' Happy!"'} <= set(ends)
+    quoted = a_story(vocabulary, TEXT + ' She said, "I am')
+    assert open_quote(quoted.text) and _ends(Target("happy", final=True), quoted)[0].endswith('"')
+    assert set(_ends(Target("home!", final=True), a_story(vocabulary))) == {" home!", ' home!"', " Home!", ' Home!"'}
+    assert _ends(Target("Tom", final=False), a_story(vocabulary)) == [" Tom"]
+
+
+def test_ends_are_tried_by_their_likelihood():
+    assert _spread(np.array([0.0, 0.0]), 8) == [0] * 4 + [1] * 4
+    few = _spread(np.array([1.0, 5.0, 30.0]), 16)
+    assert few.count(0) > few.count(1) > 0 and few.count(2) == 0
+
+
+@pytest.mark.parametrize(
+    ("probability", "start", "words", "end", "closes"),
+    [
+        (1.2 * HINT, 20, 70, "moon", True),
+        (0.8 * HINT, 20, 70, "moon", False),  # the model would not stop here
+        (1.2 * HINT, 20, 60, "moon", False),  # too early
+        (1.2 * HINT, 70, 70, "moon", False),  # all of it is the reader's
+        (1.2 * HINT, 20, 70, None, False),  # nothing to close on
+    ],
+)
+def test_late_in_a_story_a_hint_of_an_end_is_enough(vocabulary, probability, start, words, end, closes: bool):
+    text = " ".join(["word"] * words) + "."
+    request = StoryRequest(" ".join(["word"] * start), end=end, max_words=100)
+    story = Story(request, vocabulary.encode(text), text, Random(0))
+    (drawn,) = vocabulary.encode(" It")
+    logits = np.full(len(vocabulary.pieces), -np.inf, dtype=np.float32)
+    logits[[drawn, vocabulary.eos]] = np.log([1 - probability, probability])
+    step = _judge(story, drawn, logits, vocabulary, full=False)
+    assert step == (Target("moon", final=True) if closes else None)
+
+
+@pytest.mark.parametrize(
+    ("words", "end", "cold"),
+    [
+        (70, "moon", True),
+        (60, "moon", False),  # too early
+        (70, None, False),  # no sentence needs to close
+    ],
+)
+def test_late_in_a_story_with_an_ending_draws_are_colder(vocabulary, words, end, cold: bool):
+    """They are the draws of a story without an ending at half the temperature."""
+    text = " ".join(["word"] * words) + "."
+
+    def draws(end: str | None, temperature: float) -> list[int]:
+        request = StoryRequest("word " * 20, end=end, max_words=100, temperature=temperature)
+        story = Story(request, vocabulary.encode(text), text, Random(0))
+        logits = np.random.default_rng(0).normal(size=len(vocabulary.pieces)).astype(np.float32) * 3
+        return [_draw(story, logits, vocabulary) for _ in range(200)]
+
+    warm, colder = draws(None, 0.8), draws(None, 0.8 * COOLING)
+    assert warm != colder and draws(end, 0.8) == (colder if cold else warm)
