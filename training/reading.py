@@ -2,27 +2,34 @@
 
 A reader is a person, or a large language model that sees nothing but one part of a sheet. Real stories stand between
 the writers' own, the key to who wrote what is kept apart, and every part holds a fair share of each writer and band, so
-that a strict reader's part is not one writer's bad luck. Two drafts for the same wish are compared on a sheet of pairs.
+that a strict reader's part is not one writer's bad luck. Two writers asked for the same are compared on a sheet of
+pairs.
 """
 
 import csv
 import json
-import math
 import random
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+from training.endings import BANDS
+from training.intervals import mean_interval, wilson
+from training.writers import WrittenStory, rows
 
 PART_STORIES = 31  # a reader takes one part: some 4,000 words
 YES_OR_NO = ("last_sentence_sensible", "fits_story")
 MARKS = ("grammar", "consistency", "plot")  # 1 to 10
 ANSWERS = {"y": True, "yes": True, "true": True, "n": False, "no": False, "false": False}
-RESAMPLES = 2000  # of a bootstrap
-Z_95 = 1.959964  # of the normal distribution, two-sided
+# Bands that are too small for a verdict of their own are also tallied together.
+GROUPS = {
+    "ranks 1-100": BANDS[:2],
+    "ranks 101-1,100 and phrases": (BANDS[2], BANDS[5]),
+    "never last or never seen": BANDS[3:5],
+}
 
 STORY_QUESTIONS = """\
 You are a strict, careful adult reader of English children's stories: an editor who decides what may be printed. Below
@@ -58,44 +65,188 @@ For each pair write one line of JSON: {"number": 7, "preferred": "A"} or {"numbe
 Answer with the lines of JSON and nothing else, one for each pair, in the order of the sheet.
 """
 
-
-@dataclass(frozen=True)
-class Told:
-    """A story to be read.
-
-    Args:
-        writer: who told it, as the tally will name it.
-        band: what was asked of it: the band of its ending, or the kind of its start.
-        text: the story.
-        wish: what else is known of it (start, ending, seed), for the key.
-    """
-
-    writer: str
-    band: str
-    text: str
-    wish: dict[str, Any]
+Item = TypeVar("Item")
+Grade = dict[str, Any]  # a reader's answers for one story or pair
 
 
-def deal(stories: Sequence[Told], part_stories: int, seed: int) -> list[list[Told]]:
-    """Parts of about `part_stories`, each with its share of every writer and band, each shuffled."""
+def deal(items: Sequence[Item], stratum: Callable[[Item], Any], part_size: int, seed: int) -> list[list[Item]]:
+    """Parts of about `part_size` items, each with its share of every stratum, each shuffled."""
     rng = random.Random(seed)
-    shuffled = rng.sample(list(stories), len(stories))
-    shuffled.sort(key=lambda story: (story.writer, story.band))
-    count = max(1, round(len(stories) / part_stories))
+    shuffled = sorted(rng.sample(list(items), len(items)), key=stratum)
+    count = max(1, round(len(items) / part_size))
     return [rng.sample(shuffled[part::count], len(shuffled[part::count])) for part in range(count)]
 
 
-def write_sheet(stories: Sequence[Told], folder: Path, part_stories: int = PART_STORIES, seed: int = 0) -> None:
-    """`sheet-1.md` and on for the readers, `key.json` for the tally, `grades.jsonl` to be filled in."""
-    folder.mkdir(parents=True, exist_ok=True)
-    key, number = [], 0
-    for part, dealt in enumerate(deal(stories, part_stories, seed), start=1):
+def write_sheets(stories: Sequence[WrittenStory], folder: Path, part_size: int = PART_STORIES, seed: int = 0) -> int:
+    """`sheet-1.md` and on, for one reader each, and `key/key.json` for the tally; returns how many parts."""
+    parts = deal(stories, lambda story: (story.writer, story.band), part_size, seed)
+    key, texts = [], []
+    for part, dealt in enumerate(parts, start=1):
         lines = [f"# Reading sheet, part {part}", "", STORY_QUESTIONS]
         for story in dealt:
-            number += 1
-            lines += [f"## Story {number}", "", "\n\n".join(story.text.strip().split("\n")), ""]
-            key.append({"number": number, "part": part, **asdict(story)})
-        (folder / f"sheet-{part}.md").write_text("\n".join(lines))
-    (folder / "key.json").write_text(json.dumps(key, indent=1))
-    blank = [dict.fromkeys(("number", *YES_OR_NO, *MARKS)) | {"number": entry["number"]} for entry in key]
-    (folder / "grades.jsonl").write_text("".join(json.dumps(line) + "\n" for line in blank))
+            key.append({"number": len(key) + 1, "part": part, **asdict(story)})
+            lines += [f"## Story {len(key)}", "", _paragraphs(story.text), ""]
+        texts.append("\n".join(lines))
+    return _write(folder, texts, {"kind": "stories", "entries": key})
+
+
+def write_pair_sheets(
+    first: Sequence[WrittenStory], second: Sequence[WrittenStory], folder: Path, part_size: int = 15, seed: int = 0
+) -> int:
+    """Like `write_sheets`, for two writers who were asked for the same; who stands first is drawn for each pair.
+
+    Raises:
+        ValueError: they were not asked for the same.
+    """
+    if [story.wish for story in first] != [story.wish for story in second]:
+        raise ValueError("a sheet of pairs needs two writers with the same wishes: the same counts or the same file")
+    rng = random.Random(seed)
+    pairs = [rng.sample(pair, 2) for pair in zip(first, second, strict=True)]
+    key, texts = [], []
+    for part, dealt in enumerate(deal(pairs, lambda pair: pair[0].band, part_size, seed), start=1):
+        lines = [f"# Sheet of pairs, part {part}", "", PAIR_QUESTIONS]
+        for pair in dealt:
+            sides = {side: asdict(story) for side, story in zip("AB", pair, strict=True)}
+            key.append({"number": len(key) + 1, "part": part, "band": pair[0].band, **sides})
+            lines += [f"## Pair {len(key)}", ""]
+            for side, story in zip("AB", pair, strict=True):
+                lines += [f"### {side}", "", _paragraphs(story.text), ""]
+        texts.append("\n".join(lines))
+    return _write(folder, texts, {"kind": "pairs", "entries": key})
+
+
+def _paragraphs(text: str) -> str:
+    return "\n\n".join(text.strip().split("\n"))
+
+
+def _write(folder: Path, texts: list[str], key: dict[str, Any]) -> int:
+    (folder / "key").mkdir(parents=True, exist_ok=True)
+    for part, text in enumerate(texts, start=1):
+        (folder / f"sheet-{part}.md").write_text(text, encoding="utf-8")
+    (folder / "key" / "key.json").write_text(json.dumps(key, indent=1), encoding="utf-8")
+    return len(texts)
+
+
+def load_grades(paths: Sequence[Path], key: dict[str, Any]) -> dict[int, Grade]:
+    """A reading's grades by number, from JSON lines or CSV files (as many as there were parts).
+
+    Raises:
+        ValueError: a number that the key does not hold or that was graded twice, or an answer that is none; the
+            message names the file.
+    """
+    numbers = {entry["number"] for entry in key["entries"]}
+    check = _check_pair if key["kind"] == "pairs" else _check_story
+    grades: dict[int, Grade] = {}
+    for path in paths:
+        for row in _read(path):
+            try:
+                number = int(row["number"])
+                grade = check(row)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: {row} is no grade ({error})") from error
+            if number not in numbers:
+                raise ValueError(f"{path}: number {number} is not in the key")
+            if number in grades:
+                raise ValueError(f"{path}: number {number} was graded before; give a second reading its own --grades")
+            grades[number] = grade
+    return grades
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if path.suffix != ".csv":
+        return rows(path)
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _check_story(row: dict[str, Any]) -> Grade:
+    grade: Grade = {}
+    for name in YES_OR_NO:
+        if (answer := str(row[name]).strip().lower()) not in ANSWERS:
+            raise ValueError(f'{name} must be "y" or "n", got {row[name]!r}')
+        grade[name] = ANSWERS[answer]
+    for name in MARKS:
+        grade[name] = float(row[name])
+        if not 1 <= grade[name] <= 10:
+            raise ValueError(f"{name} must lie between 1 and 10, got {row[name]!r}")
+    return grade
+
+
+def _check_pair(row: dict[str, Any]) -> Grade:
+    if (side := str(row["preferred"]).strip().upper()) not in ("A", "B"):
+        raise ValueError(f'preferred must be "A" or "B", got {row["preferred"]!r}')
+    return {"preferred": side}
+
+
+def tally(key: dict[str, Any], grades: dict[int, Grade]) -> str:
+    """The grades of one reading, by writer and band, as a Markdown table; in brackets 95 % intervals (Wilson for
+    shares, bootstrap for means)."""
+    entries = [entry for entry in key["entries"] if entry["number"] in grades]
+    table = _tally_pairs(entries, grades) if key["kind"] == "pairs" else _tally_stories(entries, grades)
+    return f"{table}\n\n{len(entries)} of {len(key['entries'])} graded.\n"
+
+
+def _tally_stories(entries: list[dict[str, Any]], grades: dict[int, Grade]) -> str:
+    lines = ["| writer | band | stories | last sentence sensible | fits its story | grammar | consistency | plot |"]
+    lines.append("|---" * 8 + "|")
+    for writer in sorted({entry["writer"] for entry in entries}):
+        for band, some in _by_band([entry for entry in entries if entry["writer"] == writer]):
+            given = [grades[entry["number"]] for entry in some]
+            cells = [share(sum(grade[name] for grade in given), len(given)) for name in YES_OR_NO]
+            cells += [mean([grade[name] for grade in given]) for name in MARKS]
+            lines.append(f"| {writer} | {band} | {len(some)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _tally_pairs(entries: list[dict[str, Any]], grades: dict[int, Grade]) -> str:
+    lines = []
+    writers = sorted({entry[side]["writer"] for entry in entries for side in "AB"})
+    for band, some in _by_band(entries):
+        chosen = [entry[grades[entry["number"]]["preferred"]]["writer"] for entry in some]
+        counts = (share(chosen.count(writer), len(chosen)) for writer in writers)
+        lines.append(f"| {band} | {len(some)} | {' | '.join(counts)} |")
+    head = [f"| band | pairs | {' | '.join(f'{writer} preferred' for writer in writers)} |"]
+    return "\n".join([*head, "|---" * (2 + len(writers)) + "|", *lines])
+
+
+def _by_band(entries: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """All entries, then those of each band, in the order of `BANDS`, then those of each group of bands."""
+    bands = sorted({entry["band"] for entry in entries}, key=lambda band: (*BANDS, band).index(band))
+    if len(bands) == 1:
+        return [(bands[0], entries)]
+    sets = {"all": tuple(bands)} | {band: (band,) for band in bands} | {
+        name: group for name, group in GROUPS.items() if set(group) <= set(bands)
+    }  # fmt: skip
+    return [(name, [entry for entry in entries if entry["band"] in group]) for name, group in sets.items()]
+
+
+def agreement(first: dict[int, Grade], second: dict[int, Grade]) -> str:
+    """How far two readings agree on what both graded: for yes and no, sides too, the share of equal answers and Cohen's
+    kappa (1960); for marks the correlation."""
+    both = sorted(set(first) & set(second))
+    if not both:
+        return "No number was graded in both readings."
+    said = []
+    for name in first[both[0]]:
+        a, b = ([grades[number][name] for number in both] for grades in (first, second))
+        if name in MARKS:
+            constant = len(set(a)) == 1 or len(set(b)) == 1
+            said.append(f"{name} correlation {'-' if constant else f'{np.corrcoef(a, b)[0, 1]:.2f}'}")
+            continue
+        equal = sum(x == y for x, y in zip(a, b, strict=True)) / len(both)
+        chance = sum(a.count(value) * b.count(value) for value in set(a)) / len(both) ** 2
+        kappa = "-" if chance == 1 else f"{(equal - chance) / (1 - chance):.2f}"
+        said.append(f"{name} {100 * equal:.0f} % equal, kappa {kappa}")
+    return f"Agreement on {len(both)}: {'; '.join(said)}."
+
+
+def share(hits: int, count: int) -> str:
+    """A share with its interval, in percent."""
+    low, high = wilson(hits, count)
+    return f"{100 * hits / count:.0f} % ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def mean(values: Sequence[float]) -> str:
+    """A mean with its interval."""
+    low, high = mean_interval(values)
+    return f"{np.mean(values):.1f} ({low:.1f}-{high:.1f})"

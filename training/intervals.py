@@ -1,0 +1,54 @@
+"""How sure a share, a mean or a separation is: 95 % intervals."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Z = 1.959964  # of a normal distribution, two-sided
+RESAMPLES = 2000
+
+Interval = tuple[float, float]
+
+
+def wilson(hits: int, count: int) -> Interval:
+    """Of a share (Wilson 1927): sound for few cases and for shares near 0 and 1.
+
+    Raises:
+        ValueError: no cases, or more hits than cases.
+    """
+    if not 0 <= hits <= count or count < 1:
+        raise ValueError(f"{hits} hits of {count} cases have no interval; expected at least one case and 0 to all hits")
+    share, spread = hits / count, Z * Z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / count / 4)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Of a mean: percentile bootstrap over the values."""
+    numbers = np.asarray(values, dtype=float)
+    return _percentiles(lambda draw: float(draw(numbers).mean()))
+
+
+def roc_auc(low: Sequence[float], high: Sequence[float]) -> float:
+    """Area under the ROC curve: how often a value of `high` lies above one of `low`, ties counted half."""
+    below = np.sort(np.asarray(low, dtype=float))
+    above = np.asarray(high, dtype=float)
+    wins = np.searchsorted(below, above, side="left") + np.searchsorted(below, above, side="right")
+    return float(wins.mean() / 2 / len(below))
+
+
+def auc_interval(low: Sequence[float], high: Sequence[float]) -> Interval:
+    """Of `roc_auc`: percentile bootstrap over both sides."""
+    below, above = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+    return _percentiles(lambda draw: roc_auc(draw(below), draw(above)))
+
+
+def _percentiles(statistic: Callable[[Callable[[np.ndarray], np.ndarray]], float]) -> Interval:
+    """Of a statistic over resamples; it is given the function that resamples. Seeded: the same values, the same
+    interval."""
+    rng = np.random.default_rng(0)
+    drawn = [statistic(lambda numbers: rng.choice(numbers, len(numbers))) for _ in range(RESAMPLES)]
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high)
