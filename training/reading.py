@@ -41,11 +41,11 @@ For each story write one line of JSON, with its number and five grades:
 
     {"number": 7, "last_sentence_sensible": "n", "fits_story": "n", "grammar": 6, "consistency": 3, "plot": 4}
 
-- `last_sentence_sensible`, "y" or "n": the story's last sentence, looked at by itself, is sound English and makes sense.
-  "n" if a word in it is wrong, missing, made up, doubled, or stands where no careful writer would put it.
+- `last_sentence_sensible`, "y" or "n": the story's last sentence, looked at by itself, is sound English and makes
+  sense. "n" if a word in it is wrong, missing, made up, doubled, or stands where no careful writer would put it.
 - `fits_story`, "y" or "n": the last sentence also belongs here: it follows from what was told, is true of these people
-  and things, and closes the story. "n" if it contradicts the story or brings in something from nowhere. A last sentence that is not
-  sensible does not fit either.
+  and things, and closes the story. "n" if it contradicts the story or brings in something from nowhere. A last
+  sentence that is not sensible does not fit either.
 - `grammar`, 1 to 10: English sentences, quotation marks and punctuation, in the whole story.
 - `consistency`, 1 to 10: people, things, places, who speaks and what is true stay the same from sentence to sentence,
   and each sentence follows from those before it.
@@ -190,7 +190,7 @@ def _tally_stories(entries: list[dict[str, Any]], grades: dict[int, Grade]) -> s
     lines = ["| writer | band | stories | last sentence sensible | fits its story | grammar | consistency | plot |"]
     lines.append("|---" * 8 + "|")
     for writer in sorted({entry["writer"] for entry in entries}):
-        for band, some in _by_band([entry for entry in entries if entry["writer"] == writer]):
+        for band, some in in_bands([e for e in entries if e["writer"] == writer], lambda e: e["band"]):
             given = [grades[entry["number"]] for entry in some]
             cells = [share(sum(grade[name] for grade in given), len(given)) for name in YES_OR_NO]
             cells += [mean([grade[name] for grade in given]) for name in MARKS]
@@ -201,7 +201,7 @@ def _tally_stories(entries: list[dict[str, Any]], grades: dict[int, Grade]) -> s
 def _tally_pairs(entries: list[dict[str, Any]], grades: dict[int, Grade]) -> str:
     lines = []
     writers = sorted({entry[side]["writer"] for entry in entries for side in "AB"})
-    for band, some in _by_band(entries):
+    for band, some in in_bands(entries, lambda entry: entry["band"]):
         chosen = [entry[grades[entry["number"]]["preferred"]]["writer"] for entry in some]
         counts = (share(chosen.count(writer), len(chosen)) for writer in writers)
         lines.append(f"| {band} | {len(some)} | {' | '.join(counts)} |")
@@ -209,15 +209,14 @@ def _tally_pairs(entries: list[dict[str, Any]], grades: dict[int, Grade]) -> str
     return "\n".join([*head, "|---" * (2 + len(writers)) + "|", *lines])
 
 
-def _by_band(entries: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """All entries, then those of each band, in the order of `BANDS`, then those of each group of bands."""
-    bands = sorted({entry["band"] for entry in entries}, key=lambda band: (*BANDS, band).index(band))
-    if len(bands) == 1:
-        return [(bands[0], entries)]
-    sets = {"all": tuple(bands)} | {band: (band,) for band in bands} | {
-        name: group for name, group in GROUPS.items() if set(group) <= set(bands)
-    }  # fmt: skip
-    return [(name, [entry for entry in entries if entry["band"] in group]) for name, group in sets.items()]
+def in_bands(items: Sequence[Item], band_of: Callable[[Item], str]) -> list[tuple[str, list[Item]]]:
+    """All items, then those of each band, in the order of `BANDS`, then those of each group of bands."""
+    present = sorted({band_of(item) for item in items}, key=lambda band: ((*BANDS, band).index(band), band))
+    if len(present) == 1:
+        return [(present[0], list(items))]
+    sets = {"all": tuple(present)} | {band: (band,) for band in present}
+    sets |= {name: group for name, group in GROUPS.items() if set(group) <= set(present)}
+    return [(name, [item for item in items if band_of(item) in group]) for name, group in sets.items()]
 
 
 def agreement(first: dict[int, Grade], second: dict[int, Grade]) -> str:

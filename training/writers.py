@@ -23,11 +23,11 @@ from training.endings import make_pairs
 REAL = "real"
 REAL_LEAST_WORDS = 60
 COMMON_STARTS = (
-    "Once upon a time", "One day", "There was a", "Lily", "Tom and", "The little", "She", "He", "A boy", "One sunny day",
+    "Once upon a time", "One day", "There was a", "Lily", "Tom and", "The little", "She", "He", "A boy", "One sunny",
     "Tim was", "The dog", "Mom", "In a big forest", "It was a", "Sara and Ben", "The cat", "Max", "Mia loved", "They",
 )  # fmt: skip
 ODD_STARTS = (
-    "Nobody", "Why", "Dragons", "Two", "Because", "If only", "Purple", "Where did", '"Stop', "Yesterday", "Seven hungry",
+    "Nobody", "Why", "Dragons", "Two", "Because", "If only", "Purple", "Where did", '"Stop', "Yesterday", "Seven big",
     "Without", "The reason that", "Running", "Never", "Mr. Bean", "When the last", "Whose", "Cats and", "It is not",
 )  # fmt: skip
 
@@ -143,7 +143,7 @@ def write(writer: Writer, wishes: Sequence[Wish], max_words: int) -> list[Writte
     return written
 
 
-def real_stories(validation: Sequence[str], count: int, max_words: int, seed: int) -> list[WrittenStory]:
+def draw_real(validation: Sequence[str], count: int, max_words: int, seed: int) -> list[WrittenStory]:
     """Real stories that are no longer than the writers' own may be: length must not give them away.
 
     Raises:
