@@ -43,6 +43,7 @@ from training.writers import REAL, WrittenStory, draw_real, load_writers, make_w
 REJECTION_TRIES = 16  # free stories for each pair, at most
 REAL_STORIES = 400  # of each band, at most, judged beside ours
 REJECTION_PAIRS = 10  # pairs of each band that rejection is tried on
+SPOILT_STORIES = 200  # real stories whose last sentence is made nonsense of, at most
 
 
 def bits(model_name: str, dataset: str) -> None:
@@ -178,7 +179,7 @@ def read_make(arguments: argparse.Namespace) -> None:
         wishes = make_wishes(writer, validation, training, seed)
         written.append(write(writer, wishes, arguments.max_words))
     if arguments.pairs:
-        count = write_pair_sheets(*written, folder, seed=seed)
+        count = write_pair_sheets(written[0], written[1], folder, seed=seed)
     else:
         real = draw_real(validation, arguments.real, arguments.max_words, seed)
         count = write_sheets([story for some in (*written, real) for story in some], folder, seed=seed)
@@ -214,7 +215,9 @@ def surprise(arguments: argparse.Namespace) -> None:
     real = judges.sentences(texts, progress=True)
     spoilt = {
         kind: judges.sentences(spoilt_texts, progress=True)
-        for kind, spoilt_texts in spoil(texts, {band: ends for band, ends in endings_of.items() if ends}, 0).items()
+        for kind, spoilt_texts in spoil(
+            texts[:SPOILT_STORIES], {band: ends for band, ends in endings_of.items() if ends}, arguments.seed
+        ).items()
     }
     told = judges.sentences([story.text for story in stories], progress=True)
     lines = [f"Judges: {', '.join(arguments.judges)}; {len(real)} real stories.", "", separation(real, spoilt)]

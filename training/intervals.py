@@ -9,6 +9,7 @@ Z = 1.959964  # of a normal distribution, two-sided
 RESAMPLES = 2000
 
 Interval = tuple[float, float]
+Values = Sequence[float] | np.ndarray
 
 
 def wilson(hits: int, count: int) -> Interval:
@@ -25,13 +26,13 @@ def wilson(hits: int, count: int) -> Interval:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
+def mean_interval(values: Values) -> Interval:
     """Of a mean: percentile bootstrap over the values."""
     numbers = np.asarray(values, dtype=float)
     return _percentiles(lambda draw: float(draw(numbers).mean()))
 
 
-def roc_auc(low: Sequence[float], high: Sequence[float]) -> float:
+def roc_auc(low: Values, high: Values) -> float:
     """Area under the ROC curve: how often a value of `high` lies above one of `low`, ties counted half."""
     below = np.sort(np.asarray(low, dtype=float))
     above = np.asarray(high, dtype=float)
@@ -39,7 +40,7 @@ def roc_auc(low: Sequence[float], high: Sequence[float]) -> float:
     return float(wins.mean() / 2 / len(below))
 
 
-def auc_interval(low: Sequence[float], high: Sequence[float]) -> Interval:
+def auc_interval(low: Values, high: Values) -> Interval:
     """Of `roc_auc`: percentile bootstrap over both sides."""
     below, above = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
     return _percentiles(lambda draw: roc_auc(draw(below), draw(above)))

@@ -80,7 +80,8 @@ def deal(items: Sequence[Item], stratum: Callable[[Item], Any], part_size: int, 
 def write_sheets(stories: Sequence[WrittenStory], folder: Path, part_size: int = PART_STORIES, seed: int = 0) -> int:
     """`sheet-1.md` and on, for one reader each, and `key/key.json` for the tally; returns how many parts."""
     parts = deal(stories, lambda story: (story.writer, story.band), part_size, seed)
-    key, texts = [], []
+    key: list[dict[str, Any]] = []
+    texts = []
     for part, dealt in enumerate(parts, start=1):
         lines = [f"# Reading sheet, part {part}", "", STORY_QUESTIONS]
         for story in dealt:
@@ -102,7 +103,8 @@ def write_pair_sheets(
         raise ValueError("a sheet of pairs needs two writers with the same wishes: the same counts or the same file")
     rng = random.Random(seed)
     pairs = [rng.sample(pair, 2) for pair in zip(first, second, strict=True)]
-    key, texts = [], []
+    key: list[dict[str, Any]] = []
+    texts = []
     for part, dealt in enumerate(deal(pairs, lambda pair: pair[0].band, part_size, seed), start=1):
         lines = [f"# Sheet of pairs, part {part}", "", PAIR_QUESTIONS]
         for pair in dealt:

@@ -111,7 +111,10 @@ def load_writers(path: Path) -> list[Writer]:
 def make_wishes(writer: Writer, validation: Sequence[str], training: Sequence[str], seed: int) -> list[Wish]:
     """What is asked of a writer; each wish has a seed of its own."""
     if writer.wishes:
-        return [Wish(**{key: row.get(key) for key in ("band", "start", "end", "seed")}) for row in rows(writer.wishes)]
+        try:
+            return [Wish(row["band"], row["start"], row["end"], row["seed"]) for row in rows(writer.wishes)]
+        except KeyError as error:
+            raise ValueError(f"{writer.wishes}: a wish has no {error}; it takes band, start, end and seed") from error
     asked: list[tuple[str, str, str | None]] = []
     if writer.endings:
         asked += [(pair.band, pair.start, pair.end) for pair in make_pairs(validation, training, writer.endings, seed)]
