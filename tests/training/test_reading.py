@@ -148,7 +148,7 @@ def test_wilson_solves_its_equation_and_covers():
     for hits, count in ((0, 5), (3, 10), (97, 100), (7, 7)):
         for bound in wilson(hits, count):
             distance = abs(hits / count - bound) / max((bound * (1 - bound) / count) ** 0.5, 1e-12)
-            assert bound in (0.0, 1.0) or distance == pytest.approx(1.959964, rel=1e-5)
+            assert min(bound, 1 - bound) < 1e-9 or distance == pytest.approx(1.959964, rel=1e-5)
     rng = random.Random(0)
     draws = [sum(rng.random() < 0.9 for _ in range(30)) for _ in range(2000)]
     covered = sum(low <= 0.9 <= high for low, high in (wilson(hits, 30) for hits in draws))
@@ -209,7 +209,7 @@ def test_writers_tell_what_they_are_asked_for_as_the_pipeline_does(tell, tmp_pat
 def test_real_stories_are_no_longer_than_the_others_may_be(stories: list[str]):
     limit = sorted(len(text.split()) for text in stories)[len(stories) // 2]
     short = draw_real(stories, 2, limit, seed=0)
-    assert all(60 <= len(story.text.split()) <= limit for story in short)
+    assert all(40 <= len(story.text.split()) <= limit for story in short)
     with pytest.raises(ValueError, match="real stories asked for, only"):
         draw_real(stories, len(stories) + 1, limit, seed=0)
 
