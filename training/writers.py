@@ -21,7 +21,7 @@ from training.checkpoint import load_pretrained
 from training.endings import make_pairs
 
 REAL = "real"
-REAL_LEAST_WORDS = 40  # the least a story has before the model may stop
+REAL_LEAST_WORDS = 60
 COMMON_STARTS = (
     "Once upon a time", "One day", "There was a", "Lily", "Tom and", "The little", "She", "He", "A boy", "One sunny",
     "Tim was", "The dog", "Mom", "In a big forest", "It was a", "Sara and Ben", "The cat", "Max", "Mia loved", "They",

@@ -206,12 +206,14 @@ def test_writers_tell_what_they_are_asked_for_as_the_pipeline_does(tell, tmp_pat
     ]
 
 
-def test_real_stories_are_no_longer_than_the_others_may_be(stories: list[str]):
-    limit = sorted(len(text.split()) for text in stories)[len(stories) // 2]
-    short = draw_real(stories, 2, limit, seed=0)
-    assert all(40 <= len(story.text.split()) <= limit for story in short)
+def test_real_stories_are_no_longer_than_the_others_may_be(long_stories: Path):
+    texts = [json.loads(line)["text"] for line in long_stories.read_text().splitlines()]
+    limit = sorted(len(text.split()) for text in texts)[len(texts) // 2]
+    short = draw_real(texts, 3, limit, seed=0)
+    assert len({story.text for story in short}) == 3
+    assert all(60 <= len(story.text.split()) <= limit for story in short)
     with pytest.raises(ValueError, match="real stories asked for, only"):
-        draw_real(stories, len(stories) + 1, limit, seed=0)
+        draw_real(texts, len(texts), limit, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -231,11 +233,11 @@ def test_writers_that_make_no_sense_are_refused(tmp_path: Path, entries, message
         load_writers(path)
 
 
-def test_the_command_makes_sheets_and_tallies_them(tmp_path: Path):
+def test_the_command_makes_sheets_and_tallies_them(tmp_path: Path, long_stories: Path):
     writers = tmp_path / "writers.yaml"
     writers.write_text(yaml.safe_dump({"flagship": {"model": "modeling", "odd": 2}}))
     base = [sys.executable, "-m", "training.evaluate", "read"]
-    make = ["make", "--dataset", str(STORIES_FILE), "--training_dataset", str(STORIES_FILE), "--real", "2"]
+    make = ["make", "--dataset", str(long_stories), "--training_dataset", str(STORIES_FILE), "--real", "2"]
     make += ["--writers", str(writers), "--output", str(tmp_path)]
     done = subprocess.run(base + make, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr

@@ -114,10 +114,10 @@ def test_shares_beyond_real_limits_are_counted():
     assert math.isclose(last(graded[2], "word"), 9.0)
 
 
-def test_the_command_checks_the_judge_and_measures_the_writers(tmp_path: Path):
+def test_the_command_checks_the_judge_and_measures_the_writers(tmp_path: Path, long_stories: Path):
     writers = tmp_path / "writers.yaml"
     writers.write_text("flagship: {model: modeling, free: 2}\n")
-    command = [sys.executable, "-m", "training.evaluate", "surprise", "--dataset", str(STORIES_FILE), "--count", "6"]
+    command = [sys.executable, "-m", "training.evaluate", "surprise", "--dataset", str(long_stories), "--count", "6"]
     command += ["--training_dataset", str(STORIES_FILE), "--writers", str(writers), "--max_words", "40"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
