@@ -61,3 +61,12 @@ def tell() -> Pipeline:
 @pytest.fixture(scope="session")
 def stories() -> list[str]:
     return [json.loads(line)["text"] for line in STORIES_FILE.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def long_stories(stories: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of stories as long as real ones: each of the tests' own with the next one after it."""
+    path = tmp_path_factory.mktemp("stories") / "long.jsonl"
+    pairs = zip(stories, [*stories[1:], stories[0]], strict=True)
+    path.write_text("".join(json.dumps({"text": f"{first}\n{second}"}) + "\n" for first, second in pairs))
+    return path

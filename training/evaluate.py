@@ -5,6 +5,9 @@ python -m training.evaluate endings  --model modeling --judge modeling/classic -
                                      --training_dataset train.parquet --output runs/endings
 python -m training.evaluate recited  --model modeling --dataset validation.parquet --training_dataset train.parquet
 python -m training.evaluate stories  --model modeling
+python -m training.evaluate read make  --dataset validation.parquet --training_dataset train.parquet
+python -m training.evaluate read tally --grades runs/reading/grades-1.jsonl runs/reading/grades-2.jsonl
+python -m training.evaluate surprise --dataset validation.parquet --training_dataset train.parquet
 """
 
 import argparse
@@ -31,12 +34,16 @@ from training.endings import (
     tell_pairs,
 )
 from training.memorisation import WINDOW, recited_share
+from training.reading import agreement, load_grades, tally, write_pair_sheets, write_sheets
 from training.report import draw_endings
 from training.scoring import score_stories
+from training.surprise import Judges, Real, reader_separation, separation, spoil, surprise_table
+from training.writers import REAL, WrittenStory, draw_real, load_writers, make_wishes, write
 
 REJECTION_TRIES = 16  # free stories for each pair, at most
 REAL_STORIES = 400  # of each band, at most, judged beside ours
 REJECTION_PAIRS = 10  # pairs of each band that rejection is tried on
+SPOILT_STORIES = 200  # real stories whose last sentence is made nonsense of, at most
 
 
 def bits(model_name: str, dataset: str) -> None:
@@ -52,7 +59,7 @@ def bits(model_name: str, dataset: str) -> None:
 
 def endings(tell: Pipeline, judge: Judge, validation: list[str], training: list[str], arguments: Any) -> None:
     """Every figure about endings, to `results.json`, `table.md` and `endings.png` in the output folder."""
-    pairs = make_pairs(validation, training, arguments.count or 100, arguments.seed)
+    pairs = make_pairs(validation, training, arguments.count, arguments.seed)
     bands = [band for band in BANDS if any(pair.band == band for pair in pairs)]
     limit, seed = arguments.max_words, arguments.seed
     results: dict[str, Any] = {"arguments": vars(arguments), "pairs": len(pairs)}
@@ -156,36 +163,144 @@ def stories(tell: Pipeline, count: int) -> None:
         print(quote(result["story"]) + "\n")
 
 
-def main() -> None:
+def read_make(arguments: argparse.Namespace) -> None:
+    """Stories of every writer and real ones, onto sheets for blind readers."""
+    writers = load_writers(Path(arguments.writers))
+    if arguments.pairs and len(writers) != 2:
+        raise SystemExit(f"a sheet of pairs needs two writers, {arguments.writers} has {len(writers)}")
+    validation, training = load_texts(arguments)
+    folder, seed, written = Path(arguments.output), arguments.seed, []
+    for writer in writers:
+        wishes = make_wishes(writer, validation, training, seed)
+        written.append(write(writer, wishes, arguments.max_words))
+    if arguments.pairs:
+        count = write_pair_sheets(written[0], written[1], folder, seed=seed)
+    else:
+        real = draw_real(validation, arguments.real, arguments.max_words, seed)
+        count = write_sheets([story for some in (*written, real) for story in some], folder, seed=seed)
+    print(f"{count} sheets in {folder}, one for each reader; what to tally their grades by is in {folder / 'key'}")
+
+
+def read_tally(arguments: argparse.Namespace) -> None:
+    """The grades of one or more readings, by writer and band, and how far the first two agree."""
+    key = json.loads(Path(arguments.key).read_text())
+    readings = [load_grades([Path(path) for path in paths], key) for paths in arguments.grades]
+    for number, grades in enumerate(readings, start=1):
+        print(f"Reading {number}\n\n{tally(key, grades)}")
+    if len(readings) > 1:
+        print(agreement(*readings[:2]))
+
+
+def surprise(arguments: argparse.Namespace) -> None:
+    """What the judges see of nonsense made on purpose, what they say of each writer's stories, and, where grades are
+    given, whether readers say so too."""
+    judges = Judges.load(arguments.judges)
+    validation, training = load_texts(arguments)
+    if arguments.key:
+        key = json.loads(Path(arguments.key).read_text())
+        fields = ("writer", "band", "text")
+        stories = [WrittenStory(*(entry[name] for name in fields)) for entry in key["entries"]]
+    else:
+        stories = []
+        for writer in load_writers(Path(arguments.writers)):
+            stories += write(writer, make_wishes(writer, validation, training, arguments.seed), arguments.max_words)
+    texts = [story.text for story in draw_real(validation, arguments.count, 200, arguments.seed)]
+    bands = make_pairs(validation, training, 100, arguments.seed)
+    endings_of = {band: [pair.end for pair in bands if pair.band == band] for band in BANDS}
+    real = judges.sentences(texts, progress=True)
+    spoilt = {
+        kind: judges.sentences(spoilt_texts, progress=True)
+        for kind, spoilt_texts in spoil(
+            texts[:SPOILT_STORIES], {band: ends for band, ends in endings_of.items() if ends}, arguments.seed
+        ).items()
+    }
+    told = judges.sentences([story.text for story in stories], progress=True)
+    lines = [f"Judges: {', '.join(arguments.judges)}; {len(real)} real stories.", "", separation(real, spoilt)]
+    for paths in arguments.grades or []:
+        grades = load_grades([Path(path) for path in paths], key)
+        graded = [
+            (found, grades[entry["number"]]["last_sentence_sensible"])
+            for found, entry in zip(told, key["entries"], strict=True)
+            if entry["number"] in grades and entry["writer"] != REAL
+        ]
+        lines.append(reader_separation(*map(list, zip(*graded, strict=True))))
+    lines += ["", surprise_table(stories, told, Real(real))]
+    print("\n".join(lines))
+
+
+def load_texts(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The validation and the training stories that were named."""
+    validation = list(load_stories([arguments.dataset], "validation")["text"])
+    return validation, list(load_stories(arguments.training_dataset, "train")["text"])
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("bits", "endings", "recited", "stories"))
-    parser.add_argument("--model", default="modeling", help="folder or Hub name")
-    parser.add_argument("--judge", default="modeling/classic", help="another model, that endings are judged by")
-    parser.add_argument("--dataset", help="validation stories: Hub name or .parquet, .jsonl, .txt file")
-    parser.add_argument("--training_dataset", nargs="+", help="what endings are counted in, and recitals found in")
-    parser.add_argument("--count", type=int, help="pairs of each band (100), or stories (10; recited: 200)")
-    parser.add_argument("--max_words", type=int, default=150, help="longest length for endings")
-    parser.add_argument("--output", default="runs/endings", help="folder for the figures about endings")
-    parser.add_argument("--seed", type=int, default=0, help="of the pairs and the stories")
+    commands = parser.add_subparsers(dest="what", required=True)
+
+    def command(name: str, about: str, *, model: bool = False, texts: int = 0, parent: Any = commands) -> Any:
+        """`texts`: 0 without stories, 1 with validation stories, 2 with training stories too."""
+        one = parent.add_parser(name, help=about, description=about)
+        one.add_argument("--seed", type=int, default=0, help="of the wishes and the stories")
+        if model:
+            one.add_argument("--model", default="modeling", help="folder or Hub name")
+        if texts:
+            one.add_argument("--dataset", required=True, help="validation stories: Hub name or .parquet, .jsonl, .txt")
+        if texts > 1:
+            one.add_argument("--training_dataset", nargs="+", required=True, help="what words are counted in")
+        return one
+
+    command("bits", "bits per byte of a data set's stories", model=True, texts=1)
+    one = command("endings", "whether stories end as asked, and at what price", model=True, texts=2)
+    one.add_argument("--judge", default="modeling/classic", help="another model, that endings are judged by")
+    one.add_argument("--count", type=int, default=100, help="pairs of each band")
+    one.add_argument("--max_words", type=int, default=150, help="longest length")
+    one.add_argument("--output", default="runs/endings", help="folder for the figures")
+    one = command("recited", "how much of free stories stands in the training stories", model=True, texts=2)
+    one.add_argument("--count", type=int, default=200, help="stories")
+    one = command("stories", "one story for each seed", model=True)
+    one.add_argument("--count", type=int, default=10, help="stories")
+    one = command("surprise", "how surprising last sentences are to a judge that is not the writer", texts=2)
+    one.add_argument("--judges", nargs="+", default=["modeling/classic"], help="checkpoints, averaged in probability")
+    one.add_argument("--writers", default="training/configs/reading.yaml", help="who tells the stories")
+    one.add_argument("--key", help="instead of writers: the key of a reading, whose stories are measured")
+    one.add_argument("--grades", nargs="+", action="append", help="with a key: one reading's grades; may be repeated")
+    one.add_argument("--count", type=int, default=400, help="real stories that say what is surprising")
+    one.add_argument("--max_words", type=int, default=150, help="longest length")
+    reading = commands.add_parser("read", help="sheets for blind readers, and the tally of their grades")
+    parts = reading.add_subparsers(dest="part", required=True)
+    one = command("make", "write the sheets", texts=2, parent=parts)
+    one.add_argument("--writers", default="training/configs/reading.yaml", help="who tells the stories")
+    one.add_argument("--pairs", action="store_true", help="two writers side by side: which story is preferred?")
+    one.add_argument("--real", type=int, default=30, help="real stories among them")
+    one.add_argument("--max_words", type=int, default=150, help="longest length, of real stories too")
+    one.add_argument("--output", default="runs/reading", help="folder for the sheets")
+    one = command("tally", "what the readers' grades say of each writer", parent=parts)
+    one.add_argument("--key", default="runs/reading/key/key.json", help="who wrote what")
+    one.add_argument("--grades", nargs="+", action="append", required=True, help="one reading's; may be repeated")
     arguments = parser.parse_args()
-    if arguments.what != "stories" and not arguments.dataset:
-        parser.error(f"{arguments.what} needs --dataset")
-    if arguments.what in ("endings", "recited") and not arguments.training_dataset:
-        parser.error(f"{arguments.what} needs --training_dataset")
+    if arguments.what == "surprise" and arguments.grades and not arguments.key:
+        parser.error("--grades needs the --key of the sheet they were given to")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
     if arguments.what == "bits":
         bits(arguments.model, arguments.dataset)
-        return
-    model, tokenizer = load_pretrained(arguments.model)
-    tell = StoryGenerationPipeline(model=model, tokenizer=tokenizer)
-    if arguments.what == "stories":
-        stories(tell, arguments.count or 10)
+    elif arguments.what == "read":
+        read_make(arguments) if arguments.part == "make" else read_tally(arguments)
+    elif arguments.what == "surprise":
+        surprise(arguments)
     else:
-        validation = list(load_stories([arguments.dataset], "validation")["text"])
-        training = list(load_stories(arguments.training_dataset, "train")["text"])
-        if arguments.what == "recited":
-            recited(tell, validation, training, arguments.count or 200, arguments.seed)
-            return
-        endings(tell, Judge(*load_pretrained(arguments.judge)), validation, training, arguments)
+        model, tokenizer = load_pretrained(arguments.model)
+        tell = StoryGenerationPipeline(model=model, tokenizer=tokenizer)
+        if arguments.what == "stories":
+            stories(tell, arguments.count)
+        elif arguments.what == "recited":
+            recited(tell, *load_texts(arguments), arguments.count, arguments.seed)
+        else:
+            endings(tell, Judge(*load_pretrained(arguments.judge)), *load_texts(arguments), arguments)
 
 
 if __name__ == "__main__":
