@@ -30,10 +30,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from benchmarks.peers import gpt2, llama
 from modeling.configuration_tiny_story import TinyStoryConfig
 from training.config import TrainingConfig
-from training.data import TrainingRows, load_stories, without_stories
+from training.data import TrainingRows
 from training.optimizer import build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import draw_ablations
 from training.scoring import score_stories
+from training.sources import load_stories, without_stories
 from training.tokenizer import train_tokenizer
 from training.train import build_model, choose_precision, update
 

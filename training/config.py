@@ -10,7 +10,7 @@ import yaml
 from accelerate.tracking import get_available_trackers
 from transformers import HfArgumentParser
 
-from training.data import DEFAULT_DATASET
+from training.sources import DEFAULT_DATASET
 
 
 @dataclass
@@ -19,11 +19,20 @@ class TrainingConfig:
 
     output_dir: str = field(metadata={"help": "folder of the run"})
     dataset: list[str] = field(
-        default_factory=lambda: [DEFAULT_DATASET], metadata={"help": "Hub names or .parquet, .jsonl, .txt files"}
+        default_factory=lambda: [DEFAULT_DATASET],
+        metadata={"help": "Hub names, .parquet, .jsonl, .json, .csv, .tsv or .txt files, folders or patterns of files"},
+    )
+    text_column: str = field(default="text", metadata={"help": "column of the stories in a table"})
+    story_separator: str | None = field(
+        default=None,
+        metadata={"help": "parts the stories of .txt files: 'blank lines', 'lines', 'files' or other text; else found"},
     )
     streaming: bool = field(default=False, metadata={"help": "read the data as it comes, without storing it"})
-    validation_dataset: str = field(
-        default=DEFAULT_DATASET, metadata={"help": "Hub name (its validation split) or file"}
+    validation_dataset: str | None = field(
+        default=None, metadata={"help": "as dataset (a Hub name: its validation split); TinyStories has its own"}
+    )
+    validation_share: float = field(
+        default=0.05, metadata={"help": "share of the stories held out where there is no validation_dataset"}
     )
     tokenizer: str = field(default="modeling", metadata={"help": "folder or Hub name of the tokenizer"})
     init_from: str | None = field(default=None, metadata={"help": "folder or Hub name of weights to start from"})
@@ -65,6 +74,12 @@ class TrainingConfig:
                      "evaluation_stories", "save_every", "keep_checkpoints"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.validation_dataset:
+            self.validation_dataset = DEFAULT_DATASET if self.dataset == [DEFAULT_DATASET] else None
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share must be above 0 and below 1, got {self.validation_share}")
+        if self.streaming and not self.validation_dataset:
+            raise ValueError("a stream needs a validation_dataset: no share of it can be held out unread")
         if not 0 <= self.wishes_share <= 1:
             raise ValueError(f"wishes_share must be between 0 and 1, got {self.wishes_share}")
         if not 0 < self.decay_fraction <= 1:

@@ -17,7 +17,6 @@ from transformers import Pipeline
 
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
 from training.checkpoint import load_pretrained
-from training.data import load_stories, normalise_story
 from training.endings import (
     BANDS,
     Judge,
@@ -33,17 +32,29 @@ from training.endings import (
 from training.memorisation import WINDOW, recited_share
 from training.report import draw_endings
 from training.scoring import score_stories
+from training.sources import hold_out, load_stories, normalise_story, without_stories
 
 REJECTION_TRIES = 16  # free stories for each pair, at most
 REAL_STORIES = 400  # of each band, at most, judged beside ours
 REJECTION_PAIRS = 10  # pairs of each band that rejection is tried on
 
 
-def bits(model_name: str, dataset: str) -> None:
-    """Bits per byte on all stories of a data set."""
-    score = score_stories(
-        *load_pretrained(model_name), list(load_stories([dataset], "validation")["text"]), progress=True
-    )
+def load_texts(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The validation stories and those that were trained on (none if they are not asked for)."""
+    reading = {"text_column": arguments.text_column, "story_separator": arguments.story_separator}
+    if arguments.validation_share is not None:
+        stories = load_stories([arguments.dataset], "train", **reading)
+        validation = hold_out(stories, arguments.validation_share)
+        return list(validation["text"]), list(without_stories(stories, validation)["text"])
+    texts = list(load_stories([arguments.dataset], "validation", **reading)["text"])
+    if not arguments.training_dataset:
+        return texts, []
+    return texts, list(load_stories(arguments.training_dataset, "train", **reading)["text"])
+
+
+def bits(model_name: str, texts: list[str]) -> None:
+    """Bits per byte on some stories."""
+    score = score_stories(*load_pretrained(model_name), texts, progress=True)
     print(
         f"{score.bits_per_byte:.4f} bits per byte, {score.nats_per_token:.4f} nats per token, "
         f"{score.num_stories} stories, {score.num_bytes} bytes, {score.num_tokens} tokens"
@@ -166,8 +177,14 @@ def main() -> None:
     parser.add_argument("what", choices=("bits", "endings", "recited", "stories"))
     parser.add_argument("--model", default="modeling", help="folder or Hub name")
     parser.add_argument("--judge", default="modeling/classic", help="another model, that endings are judged by")
-    parser.add_argument("--dataset", help="validation stories: Hub name or .parquet, .jsonl, .txt file")
-    parser.add_argument("--training_dataset", nargs="+", help="what endings are counted in, and recitals found in")
+    parser.add_argument("--dataset", help="validation stories, as in training/train.py: Hub name, file, folder")
+    parser.add_argument("--text_column", default="text", help="column of the stories in a table")
+    parser.add_argument("--story_separator", help="what parts the stories of .txt files, as in training/train.py")
+    trained = parser.add_mutually_exclusive_group()
+    trained.add_argument("--training_dataset", nargs="+", help="what endings are counted in, and recitals found in")
+    trained.add_argument(
+        "--validation_share", type=float, help="take the share of --dataset that a run on it held out, and the rest"
+    )
     parser.add_argument("--count", type=int, help="pairs of each band (100), or stories (10; recited: 200)")
     parser.add_argument("--max_words", type=int, default=150, help="longest length for endings")
     parser.add_argument("--output", default="runs/endings", help="folder for the figures about endings")
@@ -175,18 +192,19 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what != "stories" and not arguments.dataset:
         parser.error(f"{arguments.what} needs --dataset")
-    if arguments.what in ("endings", "recited") and not arguments.training_dataset:
-        parser.error(f"{arguments.what} needs --training_dataset")
+    if arguments.what in ("endings", "recited") and not (arguments.training_dataset or arguments.validation_share):
+        parser.error(f"{arguments.what} needs --training_dataset, or --validation_share of --dataset")
+    if arguments.validation_share is not None and not 0 < arguments.validation_share < 1:
+        parser.error(f"--validation_share must be above 0 and below 1, got {arguments.validation_share}")
+    validation, training = load_texts(arguments) if arguments.what != "stories" else ([], [])
     if arguments.what == "bits":
-        bits(arguments.model, arguments.dataset)
+        bits(arguments.model, validation)
         return
     model, tokenizer = load_pretrained(arguments.model)
     tell = StoryGenerationPipeline(model=model, tokenizer=tokenizer)
     if arguments.what == "stories":
         stories(tell, arguments.count or 10)
     else:
-        validation = list(load_stories([arguments.dataset], "validation")["text"])
-        training = list(load_stories(arguments.training_dataset, "train")["text"])
         if arguments.what == "recited":
             recited(tell, validation, training, arguments.count or 200, arguments.seed)
             return

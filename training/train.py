@@ -41,10 +41,11 @@ from training.checkpoint import (
     whole_model,
 )
 from training.config import TrainingConfig, parse_config, refuse_other_config
-from training.data import IGNORED, TrainingRows, load_stories, without_stories
+from training.data import IGNORED, TrainingRows
 from training.optimizer import bf16_is_fast, build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import Metrics
 from training.scoring import score_stories
+from training.sources import hold_out, load_stories, without_stories
 from training.streaming import StreamedRows
 
 SAMPLE_WISHES = (("Once upon a time", "</sos>"), ("The dragon", "home"), ("One day, a girl named Lily", "friends"))
@@ -87,24 +88,33 @@ def load_data(
     config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rank: int, num_processes: int
 ) -> tuple[TrainingRows | StreamedRows, list[str]]:
     """Packed training rows, and the validation stories."""
-    validation = load_stories([config.validation_dataset], "validation")
+    reading: dict[str, Any] = {"text_column": config.text_column, "story_separator": config.story_separator}
+    validation = None
+    if config.validation_dataset:
+        validation = load_stories([config.validation_dataset], "validation", **reading)
     names = ("row_length", "wishes_share", "seed", "whole_stories")
     options: dict[str, Any] = {name: getattr(config, name) for name in names}
-    if config.streaming:
+    if config.streaming and validation is not None:
         texts = list(validation["text"])
         return StreamedRows(
-            config.dataset, tokenizer, held_out=texts, rank=rank, num_processes=num_processes, **options
-        ), texts
-    stories = load_stories(config.dataset, "train")
+            config.dataset, tokenizer, held_out=texts, rank=rank, num_processes=num_processes,
+            text_column=config.text_column, **options,
+        ), texts  # fmt: skip
+    stories = load_stories(config.dataset, "train", **reading)
+    if validation is None:
+        validation = hold_out(stories, config.validation_share)
     clean = without_stories(stories, validation)
+    left_out = f"{len(stories) - len(clean):,} of {len(stories):,} left out, they stand in the validation split"
+    if not len(clean):
+        raise ValueError(f"{config.dataset}: no story to train on, {left_out}")
     rows = TrainingRows(clean, tokenizer, **options)
     if rows.num_rows < config.batch_rows:
         raise ValueError(
-            f"{config.dataset}: {rows.num_rows} rows of {config.row_length} tokens, fewer than batch_rows "
+            f"{config.dataset}: {rows.num_rows} rows of {config.row_length} tokens ({left_out}), fewer than batch_rows "
             f"({config.batch_rows}); give more stories, or a smaller row_length or batch_rows"
         )
     print(
-        f"{len(clean):,} stories to train on ({len(stories) - len(clean)} found in the validation split left out), "
+        f"{len(clean):,} stories to train on ({left_out}), "
         f"{rows.num_rows:,} rows of {config.row_length} tokens; {len(validation):,} validation stories"
     )
     return rows, list(validation["text"])

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from tests.conftest import STORIES_FILE
 from tests.training.test_train import losses, train
 from training.checkpoint import list_checkpoints, load_state
-from training.data import TrainingRows, load_stories, normalise_story
+from training.data import TrainingRows
+from training.sources import load_stories, normalise_story
 from training.streaming import StreamedRows
 
 
@@ -92,11 +93,20 @@ def test_what_cannot_be_streamed_is_refused(tmp_path: Path, tokenizer):
     path.write_text('{"words": "A hen."}\n')
     with pytest.raises(ValueError, match='no column "text"'):
         open_stream(path, tokenizer).batch(0, 1)
-    path.write_text('{"text": "A hen.", "kind": "poem"}\n')
-    with pytest.raises(ValueError, match="column \"kind\" holds 'poem'"):
+    path.write_text('{"text": "A hen.", "kind": "poem"}\n{"text": "A cow.", "kind": "tail"}\n')
+    with pytest.raises(ValueError, match=r"column \"kind\" holds \['poem'\]"):
         open_stream(path, tokenizer).batch(0, 1)
     with pytest.raises(ValueError, match=r"not from \.txt"):
-        open_stream(tmp_path / "a.txt", tokenizer)
+        path.with_suffix(".TXT").write_text("A hen.")
+        open_stream(path.with_suffix(".TXT"), tokenizer)
+
+
+def test_a_stream_reads_what_a_file_calls_its_stories(tmp_path: Path, tokenizer):
+    plain, other = tmp_path / "plain.jsonl", tmp_path / "other.csv"
+    plain.write_text('{"text": "A hen had a hat."}\n')
+    other.write_text("kind,story\nfable,A hen had a hat.\n")
+    ours, theirs = open_stream(plain, tokenizer), open_stream(other, tokenizer, text_column="story")
+    assert torch.equal(ours.batch(0, 1)["input_ids"], theirs.batch(0, 1)["input_ids"])
 
 
 def test_a_streamed_run_resumes_to_the_same_losses(tmp_path: Path):
