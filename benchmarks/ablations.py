@@ -29,6 +29,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.peers import gpt2, llama
 from modeling.configuration_tiny_story import TinyStoryConfig
+from training.cli import Parser, one_line_errors
 from training.config import TrainingConfig
 from training.data import TrainingRows
 from training.optimizer import build_optimizers, learning_rate_factor, set_learning_rate
@@ -263,7 +264,7 @@ def run(variant: Variant, seed: int, stories: Dataset, validation: list[str], pa
 def run_all(arguments: argparse.Namespace) -> None:
     unknown = set(arguments.only) - set(VARIANTS)
     if unknown:
-        raise SystemExit(f"--only: no variant {sorted(unknown)}; there are {', '.join(VARIANTS)}")
+        raise ValueError(f"--only: no variant {sorted(unknown)}; there are {', '.join(VARIANTS)}")
     held_out = load_stories([arguments.validation_dataset], "validation")
     stories = without_stories(load_stories(arguments.dataset, "train"), held_out)
     validation = list(held_out["text"][:SCORED_STORIES])
@@ -284,7 +285,7 @@ def report(arguments: argparse.Namespace) -> None:
             if path.exists():
                 runs[name].append([json.loads(line) for line in path.read_text().splitlines()])
     if "modern" not in runs:
-        raise SystemExit(f"{arguments.output_dir}: no runs here; make them with `run`")
+        raise ValueError(f"{arguments.output_dir}: no runs here; make them with `run`")
     base = mean(lines[-1]["bits_per_byte"] for lines in runs["modern"])
     print("| variant | parameters | tokens | bits per byte | against modern | seeds |\n|---|---|---|---|---|---|")
     for name, made in runs.items():
@@ -298,8 +299,9 @@ def report(arguments: argparse.Namespace) -> None:
     draw_ablations({name: made[0] for name, made in runs.items()}, arguments.figure)
 
 
+@one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "report"))
     parser.add_argument("--dataset", nargs="+", default=RECIPE["dataset"], help="as for training/train.py")
     parser.add_argument("--validation_dataset", default=RECIPE["validation_dataset"])

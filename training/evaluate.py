@@ -17,6 +17,7 @@ from transformers import Pipeline
 
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
 from training.checkpoint import load_pretrained
+from training.cli import Parser, one_line_errors
 from training.endings import (
     BANDS,
     Judge,
@@ -172,8 +173,9 @@ def stories(tell: Pipeline, count: int) -> None:
         print(quote(result["story"]) + "\n")
 
 
+@one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("bits", "endings", "recited", "stories"))
     parser.add_argument("--model", default="modeling", help="folder or Hub name")
     parser.add_argument("--judge", default="modeling/classic", help="another model, that endings are judged by")

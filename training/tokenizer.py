@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import HfArgumentParser, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from modeling.control_tiny_story import BOS, EOS, PAD, SPECIAL_TOKENS
+from training.cli import Parser, one_line_errors
 from training.sources import DEFAULT_DATASET, load_stories
 
 VOCAB_SIZE = 5000
@@ -81,8 +82,9 @@ class TokenizerArguments:
     vocab_size: int = field(default=VOCAB_SIZE, metadata={"help": "entries, special tokens included"})
 
 
+@one_line_errors
 def main() -> None:
-    (arguments,) = HfArgumentParser(TokenizerArguments).parse_args_into_dataclasses()
+    (arguments,) = Parser(TokenizerArguments).parse_args_into_dataclasses()
     reading = {"text_column": arguments.text_column, "story_separator": arguments.story_separator}
     stories = load_stories(arguments.dataset, "train", **reading)
     tokenizer = train_tokenizer((text for batch in stories.iter(1000) for text in batch["text"]), arguments.vocab_size)

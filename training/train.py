@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ from training.checkpoint import (
     save_released,
     whole_model,
 )
-from training.config import TrainingConfig, parse_config, refuse_other_config
+from training.cli import one_line_errors, refused
+from training.config import TrainingConfig, parse_config, refuse_other_config, refuse_unknown
 from training.data import IGNORED, TrainingRows
 from training.optimizer import bf16_is_fast, build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import Metrics
@@ -61,7 +62,9 @@ def choose_precision(requested: str) -> str:
 
 def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> TinyStoryConfig:
     planned = {"control_prefix": True} if config.wishes_share else {}
-    model_config = TinyStoryConfig(vocab_size=len(tokenizer), **config.model, **planned)
+    refuse_unknown("model", config.model, [field.name for field in fields(TinyStoryConfig)])
+    with refused("model"):
+        model_config = TinyStoryConfig(**{"vocab_size": len(tokenizer)} | config.model | planned)
     context = model_config.max_position_embeddings
     if config.row_length > context:
         raise ValueError(f"row_length ({config.row_length}) is above max_position_embeddings ({context})")
@@ -70,9 +73,17 @@ def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBas
 
 def build_model(config: TrainingConfig, model_config: TinyStoryConfig) -> TinyStoryForCausalLM:
     model = TinyStoryForCausalLM(model_config)
-    model.set_attn_implementation(config.attention)
+    with refused(f"attention {config.attention}"):
+        model.set_attn_implementation(config.attention)
     if config.init_from:
-        model.load_state_dict(TinyStoryForCausalLM.from_pretrained(config.init_from, dtype=torch.float32).state_dict())
+        with refused(f"init_from {config.init_from}"):
+            loaded = TinyStoryForCausalLM.from_pretrained(config.init_from, dtype=torch.float32).state_dict()
+        shapes = [{name: tuple(weight.shape) for name, weight in s.items()} for s in (model.state_dict(), loaded)]
+        if shapes[0] != shapes[1]:
+            name = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))[0]
+            ours, theirs = (shape.get(name) for shape in shapes)
+            raise ValueError(f"init_from {config.init_from}: {name} is {theirs}, for this model it must be {ours}")
+        model.load_state_dict(loaded)
     elif config.zero_init:
         for layer in model.model.decoder_layers:
             assert isinstance(layer, DecoderLayer)
@@ -219,6 +230,7 @@ def estimate(
     )
 
 
+@one_line_errors
 def main() -> None:
     config = parse_config(sys.argv[1:])
     run_dir = Path(config.output_dir)
@@ -232,7 +244,8 @@ def main() -> None:
     if config.batch_rows % num_processes:
         raise ValueError(f"batch_rows ({config.batch_rows}) must be a multiple of the {num_processes} processes")
 
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=True)
+    with refused(f"tokenizer {config.tokenizer}"):
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=True)
     model_config = build_model_config(config, tokenizer)
     with accelerator.main_process_first():  # the others find the data in the cache
         rows, validation_texts = load_data(config, tokenizer, rank, num_processes)
