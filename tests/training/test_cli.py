@@ -17,7 +17,7 @@ import training.publish
 import training.tokenizer
 import training.train
 from tests.conftest import HUB_FOLDER, STORIES_FILE
-from tests.training.test_train import SETTINGS, train
+from tests.training.test_train import fields, train, train_here
 
 
 @pytest.fixture
@@ -37,11 +37,6 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> C
         return line.removeprefix("error: ")
 
     return error_of
-
-
-def fields(run_dir: Path, **changes: object) -> list[str]:
-    settings = SETTINGS | {"output_dir": run_dir, "validation_dataset": STORIES_FILE} | changes
-    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +70,8 @@ def fields(run_dir: Path, **changes: object) -> list[str]:
 def test_training_says_what_is_wrong(error_of, tmp_path: Path, stories: list[str], changes: dict, message: str):
     other = tmp_path / "others.txt"
     other.write_text("\n<|endoftext|>\n".join(f"{story} {number}." for number, story in enumerate(stories)))
-    assert message in error_of(training.train.main, *fields(tmp_path / "run", **{"dataset": other} | changes))
+    changes = {"dataset": other, "validation_dataset": STORIES_FILE} | changes
+    assert message in error_of(training.train.main, *fields(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
@@ -134,15 +130,12 @@ def test_under_accelerate_launch_one_line_is_all(tmp_path: Path):
 def test_one_file_is_enough_to_train_and_to_judge(monkeypatch, capsys, tmp_path: Path, stories: list[str]):
     path = tmp_path / "mine.txt"
     path.write_text("\n\n".join(stories))
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
     changes = {"dataset": path, "validation_dataset": "", "validation_share": 0.1, "num_steps": 2}
-    monkeypatch.setattr(sys, "argv", ["train", *fields(tmp_path / "run", **changes)])
-    training.train.main()
-    out = capsys.readouterr().out
-    assert f"{path}: 12 stories, parted by blank lines" in out
-    assert "11 stories to train on (1 of 12 left out, they stand in the validation split)" in out
-    assert "1 validation stories" in out
+    done = train_here(tmp_path / "run", **changes)
+    assert done.returncode == 0, done.stderr
+    assert f"{path}: 12 stories, parted by blank lines" in done.stdout
+    assert "11 stories to train on (1 of 12 left out, they stand in the validation split)" in done.stdout
+    assert "1 validation stories" in done.stdout
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     score = next(line["bits_per_byte"] for line in lines if "bits_per_byte" in line)
     command = ["bits", "--dataset", path, "--validation_share", 0.1, "--model", tmp_path / "run/model"]

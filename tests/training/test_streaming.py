@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import STORIES_FILE
-from tests.training.test_train import losses, train
+from tests.training.test_train import losses, train_here
 from training.checkpoint import list_checkpoints, load_state
 from training.data import TrainingRows
 from training.sources import load_stories, normalise_story
@@ -113,7 +113,7 @@ def test_a_streamed_run_resumes_to_the_same_losses(tmp_path: Path):
     validation = tmp_path / "validation.jsonl"
     validation.write_text(json.dumps({"text": "A hen had a hat. It was red. The hen was glad."}) + "\n")
     changes = {"validation_dataset": validation, "dataset": STORIES_FILE, "streaming": True, "num_steps": 8}
-    done = train(tmp_path / "run", **changes)
+    done = train_here(tmp_path / "run", **changes)
     assert done.returncode == 0, done.stderr
     straight = losses(tmp_path / "run")
     assert straight[-1] < straight[0] - 0.3
@@ -122,6 +122,6 @@ def test_a_streamed_run_resumes_to_the_same_losses(tmp_path: Path):
     for path in newest.iterdir():
         path.unlink()
     newest.rmdir()
-    done = train(tmp_path / "run", **changes)
+    done = train_here(tmp_path / "run", **changes)
     assert done.returncode == 0 and "step_00000004" in done.stdout, done.stderr
     assert losses(tmp_path / "run") == straight
