@@ -35,7 +35,7 @@ from training.data import TrainingRows
 from training.optimizer import build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import draw_ablations
 from training.scoring import score_stories
-from training.sources import load_stories, without_stories
+from training.sources import DEFAULT_DATASET, load_stories, without_stories
 from training.tokenizer import train_tokenizer
 from training.train import build_model, choose_precision, update
 
@@ -304,7 +304,7 @@ def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "report"))
     parser.add_argument("--dataset", nargs="+", default=RECIPE["dataset"], help="as for training/train.py")
-    parser.add_argument("--validation_dataset", default=RECIPE["validation_dataset"])
+    parser.add_argument("--validation_dataset", default=DEFAULT_DATASET)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--figure", type=Path, default=ROOT / "docs/figures/ablations.png")
     parser.add_argument("--only", nargs="*", default=[], help="names of variants; all without it")
