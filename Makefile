@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 APP_READY := $(VENV)/.app
 PORT ?= 8501
+# A worker for each processor, four at most; a file's tests stay together, for they share a server or a run. One thread
+# for each: those of several workers would wait for one another.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,10 +18,10 @@ app: $(APP_READY) ## open the story page at http://localhost:8501 with the model
 	cd space && ../$(BIN)/streamlit run app.py --server.port $(PORT)
 
 test: $(READY) chromium compiler lint ## lint, types and tests, browser tests included (minutes)
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY) chromium compiler lint ## all tests, the long ones too
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-oldest: ## the tests on the oldest supported transformers, in an environment of their own
 	mkdir -p build
