@@ -8,6 +8,7 @@ second run starts at once.
 import csv
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ KINDS = ("story", "head", "tail", "middle")
 FORMATS = {
     ".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text"
 }  # fmt: skip
+SPLITS = ("train", "validation", "test")
 COMPRESSIONS = (".gz", ".bz2", ".xz")
 
 END_OF_TEXT = "<|endoftext|>"  # between the stories of TinyStories' own .txt files
@@ -84,8 +86,9 @@ def hold_out(stories: Dataset, share: float) -> Dataset:
     return stories.select(sorted(sorted(range(len(stories)), key=lambda index: digests[index])[:count]))
 
 
-def find_files(source: str) -> list[str]:
-    """The files of a source, sorted; none for a name on the Hub.
+def find_files(source: str, split: str = "train") -> list[str]:
+    """The files of a source, sorted; none for a name on the Hub. Of a folder of tables whose names say which split they
+    are (a data set's copy from the Hub), those of `split`.
 
     Raises:
         FileNotFoundError: it names a file, folder or pattern that is not there.
@@ -96,6 +99,12 @@ def find_files(source: str) -> list[str]:
         files = sorted(str(file) for file in path.rglob("*") if file.is_file() and file_format(file))
         if not files:
             raise ValueError(f"{source}: no file in this folder ends in {_endings()}")
+        named = {
+            name: [file for file in files if re.search(rf"(?<![a-z]){name}(?![a-z])", os.path.relpath(file, path))]
+            for name in SPLITS
+        }
+        if file_format(Path(files[0])) != ".txt" and sum(map(bool, named.values())) > 1 and named.get(split):
+            files = named[split]
     elif path.exists():
         files = [str(path)]
     elif glob.has_magic(source):
@@ -136,7 +145,7 @@ def open_source(
     Raises:
         FileNotFoundError, ValueError: it is missing, empty or malformed; the message names it.
     """
-    if files := find_files(source):
+    if files := find_files(source, split):
         ending = str(file_format(Path(files[0])))
         for file in files:
             if Path(file).stat().st_size == 0:

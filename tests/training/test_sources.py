@@ -93,6 +93,15 @@ def test_lines_files_folders_and_patterns(tmp_path: Path, stories: list[str], ca
         load_stories([str(folder)], "train")
 
 
+def test_a_copy_of_a_data_set_keeps_its_splits(tmp_path: Path, stories: list[str]):
+    (tmp_path / "training/data").mkdir(parents=True)
+    parts = {"train-0-of-2": stories[:3], "train-1-of-2": stories[3:5], "validation-0-of-1": stories[5:]}
+    for name, part in parts.items():
+        Dataset.from_dict({"text": part}).to_parquet(tmp_path / "training/data" / f"{name}.parquet")
+    assert load_stories([str(tmp_path / "training")], "train")["text"] == stories[:5]
+    assert load_stories([str(tmp_path / "training")], "validation")["text"] == stories[5:]
+
+
 def test_a_text_is_parted_as_asked(tmp_path: Path, stories: list[str], capsys: pytest.CaptureFixture):
     path = tmp_path / "stars.txt"
     path.write_text("\n***\n".join(stories))
