@@ -5,19 +5,23 @@ CONSTRAINTS ?= constraints.txt
 OLDEST := 5.17.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+APP_READY := $(VENV)/.app
 PORT ?= 8501
+# A worker for each processor, four at most; a file's tests stay together, for they share a server or a run. One thread
+# for each: those of several workers would wait for one another.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-app: $(READY) ## open the story page at http://localhost:8501 with the model of this clone
+app: $(APP_READY) ## open the story page at http://localhost:8501 with the model of this clone
 	cd space && ../$(BIN)/streamlit run app.py --server.port $(PORT)
 
 test: $(READY) chromium compiler lint ## lint, types and tests, browser tests included (minutes)
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY) chromium compiler lint ## all tests, the long ones too
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-oldest: ## the tests on the oldest supported transformers, in an environment of their own
 	mkdir -p build
@@ -51,11 +55,16 @@ train: $(READY) ## train the modern recipe on TinyStories from the Hub
 clean: ## remove the environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# torch first and by its pin: other packages then take it as it is.
-$(READY): pyproject.toml $(CONSTRAINTS)
+# What the page needs and no more; without compiling ahead, since the page imports a tenth of it.
+$(APP_READY): space/requirements.txt $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch
+	@echo "installing torch, transformers and streamlit into $(VENV) (once)"
+	$(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) --requirement space/requirements.txt
+	touch $@
+
+# On top of what the page needs, torch by its pin among it: other packages then take it as it is.
+$(READY): pyproject.toml $(CONSTRAINTS) $(APP_READY)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[train,finetune,onnx,gguf,space,test]'
 	touch $@
 

@@ -29,11 +29,13 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.peers import gpt2, llama
 from modeling.configuration_tiny_story import TinyStoryConfig
+from training.cli import Parser, one_line_errors
 from training.config import TrainingConfig
-from training.data import TrainingRows, load_stories, without_stories
+from training.data import TrainingRows
 from training.optimizer import build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import draw_ablations
 from training.scoring import score_stories
+from training.sources import DEFAULT_DATASET, load_stories, without_stories
 from training.tokenizer import train_tokenizer
 from training.train import build_model, choose_precision, update
 
@@ -262,7 +264,7 @@ def run(variant: Variant, seed: int, stories: Dataset, validation: list[str], pa
 def run_all(arguments: argparse.Namespace) -> None:
     unknown = set(arguments.only) - set(VARIANTS)
     if unknown:
-        raise SystemExit(f"--only: no variant {sorted(unknown)}; there are {', '.join(VARIANTS)}")
+        raise ValueError(f"--only: no variant {sorted(unknown)}; there are {', '.join(VARIANTS)}")
     held_out = load_stories([arguments.validation_dataset], "validation")
     stories = without_stories(load_stories(arguments.dataset, "train"), held_out)
     validation = list(held_out["text"][:SCORED_STORIES])
@@ -283,7 +285,7 @@ def report(arguments: argparse.Namespace) -> None:
             if path.exists():
                 runs[name].append([json.loads(line) for line in path.read_text().splitlines()])
     if "modern" not in runs:
-        raise SystemExit(f"{arguments.output_dir}: no runs here; make them with `run`")
+        raise ValueError(f"{arguments.output_dir}: no runs here; make them with `run`")
     base = mean(lines[-1]["bits_per_byte"] for lines in runs["modern"])
     print("| variant | parameters | tokens | bits per byte | against modern | seeds |\n|---|---|---|---|---|---|")
     for name, made in runs.items():
@@ -297,11 +299,12 @@ def report(arguments: argparse.Namespace) -> None:
     draw_ablations({name: made[0] for name, made in runs.items()}, arguments.figure)
 
 
+@one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "report"))
     parser.add_argument("--dataset", nargs="+", default=RECIPE["dataset"], help="as for training/train.py")
-    parser.add_argument("--validation_dataset", default=RECIPE["validation_dataset"])
+    parser.add_argument("--validation_dataset", default=DEFAULT_DATASET)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--figure", type=Path, default=ROOT / "docs/figures/ablations.png")
     parser.add_argument("--only", nargs="*", default=[], help="names of variants; all without it")

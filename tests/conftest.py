@@ -1,10 +1,19 @@
 """What the tests share: the trained model of this clone, a tiny one with large weights, and the tests' own stories."""
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+
+# transformers copies remote code into one folder for all processes, file by file: workers that do so at the same time
+# would read each other's half-written files. It takes the folder's name when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    remote_code = tempfile.TemporaryDirectory(prefix="remote-code-")  # removed at the worker's end
+    os.environ["HF_MODULES_CACHE"] = remote_code.name
+
 from transformers import AutoTokenizer, Pipeline, PreTrainedTokenizerBase, pipeline
 
 from modeling.configuration_tiny_story import TinyStoryConfig

@@ -7,13 +7,13 @@ does alone. Score the result before you keep it: `python -m training.evaluate bi
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from training.checkpoint import load_pretrained, save_released
+from training.cli import Parser, one_line_errors
 
 
 @torch.no_grad()
@@ -34,8 +34,9 @@ def average(models: list[PreTrainedModel]) -> PreTrainedModel:
     return models[0]
 
 
+@one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folders or Hub names, two or more")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new or empty folder")
     arguments = parser.parse_args()
@@ -44,10 +45,7 @@ def main() -> None:
     if arguments.to.exists() and any(arguments.to.iterdir()):
         parser.error(f"{arguments.to} is not empty")
     loaded = [load_pretrained(name) for name in arguments.models]
-    try:
-        model = average([model for model, _ in loaded])
-    except ValueError as problem:
-        sys.exit(f"not averaged: {problem}")
+    model = average([model for model, _ in loaded])
     save_released(model, loaded[0][1], arguments.to)
     print(f"mean of {len(loaded)} models: {arguments.to}")
 

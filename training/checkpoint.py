@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
+from training.cli import refused
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +37,17 @@ STATE_FILE, CHECKSUM_FILE = "training_state.pt", "checksums.json"
 
 def load_pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model in fp32 and its tokenizer, from a folder or the Hub. A folder without code and tokenizer, as
-    `modeling/classic`, is read as a subfolder of the one above it."""
+    `modeling/classic`, is read as a subfolder of the one above it.
+
+    Raises:
+        ValueError: there is none of that name, or it cannot be read.
+    """
     path, options = Path(name), {}
     if path.is_dir() and not (path / "tokenizer.json").exists() and (path.parent / "tokenizer.json").exists():
         name, options = str(path.parent), {"subfolder": path.name}
-    model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, dtype=torch.float32, **options)
-    return model.eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+    with refused(f"model {name}"):
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, dtype=torch.float32, **options)
+        return model.eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 
 
 def save_pretrained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

@@ -1,16 +1,18 @@
 """What a training run depends on: the fields, where they come from, and what a resumed run may change."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_type_hints
 
 import yaml
 from accelerate.tracking import get_available_trackers
-from transformers import HfArgumentParser
 
-from training.data import DEFAULT_DATASET
+from training.cli import Parser, refused
+from training.sources import DEFAULT_DATASET
 
 
 @dataclass
@@ -19,11 +21,20 @@ class TrainingConfig:
 
     output_dir: str = field(metadata={"help": "folder of the run"})
     dataset: list[str] = field(
-        default_factory=lambda: [DEFAULT_DATASET], metadata={"help": "Hub names or .parquet, .jsonl, .txt files"}
+        default_factory=lambda: [DEFAULT_DATASET],
+        metadata={"help": "Hub names, .parquet, .jsonl, .json, .csv, .tsv or .txt files, folders or patterns of files"},
+    )
+    text_column: str = field(default="text", metadata={"help": "column of the stories in a table"})
+    story_separator: str | None = field(
+        default=None,
+        metadata={"help": "parts the stories of .txt files: 'blank lines', 'lines', 'files' or other text; else found"},
     )
     streaming: bool = field(default=False, metadata={"help": "read the data as it comes, without storing it"})
-    validation_dataset: str = field(
-        default=DEFAULT_DATASET, metadata={"help": "Hub name (its validation split) or file"}
+    validation_dataset: str | None = field(
+        default=None, metadata={"help": "as dataset (a Hub name: its validation split); TinyStories has its own"}
+    )
+    validation_share: float = field(
+        default=0.05, metadata={"help": "share of the stories held out where there is no validation_dataset"}
     )
     tokenizer: str = field(default="modeling", metadata={"help": "folder or Hub name of the tokenizer"})
     init_from: str | None = field(default=None, metadata={"help": "folder or Hub name of weights to start from"})
@@ -69,6 +80,12 @@ class TrainingConfig:
                      "evaluation_stories", "save_every", "keep_checkpoints"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.validation_dataset:
+            self.validation_dataset = DEFAULT_DATASET if self.dataset == [DEFAULT_DATASET] else None
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share must be above 0 and below 1, got {self.validation_share}")
+        if self.streaming and not self.validation_dataset:
+            raise ValueError("a stream needs a validation_dataset: no share of it can be held out unread")
         for name in ("wishes_share", "closings_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
@@ -102,27 +119,56 @@ def parse_config(arguments: list[str]) -> TrainingConfig:
     Raises:
         ValueError, FileNotFoundError: no such file, not a mapping, an unknown field (the closest known one is named).
     """
-    parser = HfArgumentParser(TrainingConfig, description="Train a Tiny Story model.")
+    parser = Parser(TrainingConfig, description="Train a Tiny Story model.")
     parser.add_argument("--config", help="YAML file with fields of the run")
     next(action for action in parser._actions if action.dest == "model").type = json.loads
-    chosen, _ = parser.parse_known_args([*arguments, "--output_dir", "-"])
+    chosen, unknown = parser.parse_known_args([*arguments, "--output_dir", "-"])
+    names = [f.name for f in fields(TrainingConfig)]
+    refuse_unknown("command line", [word.lstrip("-").split("=")[0] for word in unknown if word.startswith("--")], names)
     from_file: dict[str, Any] = {}
     if chosen.config:
-        from_file = yaml.safe_load(Path(chosen.config).read_text(encoding="utf-8"))
+        with refused(chosen.config):
+            try:
+                from_file = yaml.safe_load(Path(chosen.config).read_text(encoding="utf-8"))
+            except yaml.YAMLError as error:
+                raise ValueError(f"no YAML: {error}") from error
         if not isinstance(from_file, dict):
             raise ValueError(f"{chosen.config}: expected a mapping of field names to values")
-        names = [f.name for f in fields(TrainingConfig)]
-        for name in from_file:
-            if name not in names:
-                close = get_close_matches(str(name), names, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; known fields: {', '.join(names)}"
-                raise ValueError(f"{chosen.config}: unknown field {name!r}{hint}")
+        refuse_unknown(chosen.config, from_file, names)
+        from_file = {name: _of_type(chosen.config, name, value) for name, value in from_file.items()}
         parser.set_defaults(**from_file)
         for action in parser._actions:
             action.required = action.required and action.dest not in from_file
     values = vars(parser.parse_args(arguments))
     values.pop("config")
     return TrainingConfig(**values)
+
+
+def refuse_unknown(where: str, given: Iterable[str], known: list[str]) -> None:
+    """
+    Raises:
+        ValueError: a field is not a known one; the closest is named.
+    """
+    for name in given:
+        if name not in known:
+            close = get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known fields: {', '.join(known)}"
+            raise ValueError(f"{where}: unknown field {name!r}{hint}")
+
+
+def _of_type(where: str, name: str, value: Any) -> Any:
+    """A field's value from a file; text is left to the parser, and is a list's only item.
+
+    Raises:
+        ValueError: the value is of another type than the field.
+    """
+    kind = get_type_hints(TrainingConfig)[name]
+    if isinstance(value, str):
+        return [value] if kind == list[str] else value
+    allowed: Any = {float: (int, float), list[str]: list, str | None: (str, NoneType)}.get(kind, kind)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where}: {name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+    return value
 
 
 def refuse_other_config(saved: dict[str, Any], config: TrainingConfig) -> None:

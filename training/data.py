@@ -1,131 +1,21 @@
 """Stories in, packed rows of tokens out.
 
-load (Hub or local file) -> normalise -> drop duplicates and validation stories -> tokenise, some with the wishes they
-would have met -> pack whole stories into rows. `datasets` caches every step by its content, so a second run starts at
-once.
+stories (training/sources.py) -> tokenise, some with the wishes they would have met -> pack whole stories into rows.
+`datasets` caches every step by its content, so a second run starts at once.
 """
 
-import hashlib
 import random
-import re
 from bisect import bisect_left, insort
 from functools import lru_cache
-from pathlib import Path
 
-import ftfy
 import torch
-from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from training.closings import CLOSE_ID, draw_closings
 from training.wishes import draw_excerpt, draw_wishes
 
-DEFAULT_DATASET = "roneneldan/TinyStories"
-STORY_SEPARATOR = "<|endoftext|>"  # between the stories of the data set's own .txt files
 IGNORED = -100  # a label that is not scored
-KINDS = ("story", "head", "tail", "middle")
-FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
-
-
-def normalise_story(text: str) -> str:
-    r"""The one normalisation, for training, scoring and prompts alike.
-
-    Mojibake is repaired and curly quotes are made straight (ftfy); blanks at line ends and runs of blanks become one
-    blank; paragraphs, parted by "\n\n" in TinyStories V1 and by "\n" in V2, are parted by one "\n".
-    """
-    text = re.sub(r"â€(?=\s|$)", '"', text)  # a closing quote whose last byte was lost before the data was published
-    text = ftfy.fix_text(text)
-    text = re.sub(r"[^\S\n]+", " ", text)
-    return re.sub(r" ?\n[\n ]*", "\n", text).strip()
-
-
-def load_stories(sources: list[str], split: str) -> Dataset:
-    """Load and normalise the stories of some sources, without empty ones and duplicates.
-
-    Args:
-        sources: Hub data set names, or local .parquet, .jsonl or .txt files (stories split on `<|endoftext|>`).
-            A column `kind` (story, head, tail, middle) marks text without its beginning or end.
-        split: "train" or "validation"; picks the split of a Hub data set and serves for messages.
-
-    Returns:
-        A data set with columns `text` and `kind`.
-
-    Raises:
-        FileNotFoundError, ValueError: a source is missing, empty or malformed; the message names it.
-    """
-    stories = concatenate_datasets([_load_source(source, split) for source in sources])
-    stories = stories.map(_normalise_batch, batched=True, desc=f"Normalising {split}")
-    return _without(stories, seen=set())
-
-
-def without_stories(stories: Dataset, others: Dataset) -> Dataset:
-    """The stories that are not word for word among `others`: keeps validation out of the training split."""
-    return _without(stories, seen={digest(text) for text in others["text"]})
-
-
-def open_source(source: str, split: str, streaming: bool = False) -> Dataset | IterableDataset:
-    """A Hub data set's split or a file, as `load_dataset` gives it, with a column `text`.
-
-    Raises:
-        FileNotFoundError, ValueError: it is missing, empty or malformed; the message names it.
-    """
-    path = Path(source)
-    if path.suffix not in FORMATS:
-        if path.exists():
-            raise ValueError(f"{source}: expected a file ending in {', '.join(FORMATS)}")
-        stories = load_dataset(source, split=split, streaming=streaming)
-    else:
-        if not path.is_file():
-            raise FileNotFoundError(f"{source}: no such file")
-        if path.stat().st_size == 0:
-            raise ValueError(f"{source}: the file is empty")
-        options = {"sample_by": "document"} if path.suffix == ".txt" else {}
-        try:
-            stories = load_dataset(
-                FORMATS[path.suffix], data_files=str(path), split="train", streaming=streaming, **options
-            )
-        except Exception as error:  # datasets wraps what its readers raise in many types
-            raise ValueError(f"{source}: not a readable {path.suffix} file ({error.__cause__ or error})") from error
-    if stories.column_names is not None and "text" not in stories.column_names:
-        raise ValueError(f'{source}: no column "text", found {stories.column_names}')
-    return stories
-
-
-def _load_source(source: str, split: str) -> Dataset:
-    stories = open_source(source, split)
-    if Path(source).suffix == ".txt":
-        stories = stories.map(_split_file, batched=True)
-    if "kind" not in stories.column_names:
-        stories = stories.add_column("kind", ["story"] * len(stories))
-    stories = stories.select_columns(["text", "kind"]).cast(Features(text=Value("string"), kind=Value("string")))
-    if not any(text and text.strip() for text in stories["text"]):
-        raise ValueError(f"{source}: no stories in it")
-    unknown = set(stories.unique("kind")) - set(KINDS)
-    if unknown:
-        raise ValueError(f'{source}: column "kind" holds {sorted(map(str, unknown))}, expected {KINDS}')
-    return stories
-
-
-def _split_file(batch: dict[str, list]) -> dict[str, list]:
-    return {"text": [story for text in batch["text"] for story in text.split(STORY_SEPARATOR)]}
-
-
-def _normalise_batch(batch: dict[str, list]) -> dict[str, list]:
-    return {"text": [normalise_story(text or "") for text in batch["text"]]}
-
-
-def digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def _without(stories: Dataset, seen: set[bytes]) -> Dataset:
-    keep = []
-    for index, text in enumerate(text for batch in stories.iter(1000) for text in batch["text"]):
-        text_digest = digest(text)
-        if text and text_digest not in seen:
-            seen.add(text_digest)
-            keep.append(index)
-    return stories.select(keep)
 
 
 def tokenise(

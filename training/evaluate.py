@@ -20,7 +20,7 @@ from transformers import Pipeline
 
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
 from training.checkpoint import load_pretrained
-from training.data import load_stories, normalise_story
+from training.cli import Parser, one_line_errors
 from training.endings import (
     BANDS,
     Judge,
@@ -37,6 +37,7 @@ from training.memorisation import WINDOW, recited_share
 from training.reading import agreement, load_grades, tally, write_pair_sheets, write_sheets
 from training.report import draw_endings
 from training.scoring import score_stories
+from training.sources import hold_out, load_stories, normalise_story, without_stories
 from training.surprise import Judges, Real, reader_separation, separation, spoil, surprise_table
 from training.writers import REAL, WrittenStory, draw_real, load_writers, make_wishes, write
 
@@ -46,11 +47,22 @@ REJECTION_PAIRS = 10  # pairs of each band that rejection is tried on
 SPOILT_STORIES = 200  # real stories whose last sentence is made nonsense of, at most
 
 
-def bits(model_name: str, dataset: str) -> None:
-    """Bits per byte on all stories of a data set."""
-    score = score_stories(
-        *load_pretrained(model_name), list(load_stories([dataset], "validation")["text"]), progress=True
-    )
+def load_texts(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The validation stories and those that were trained on (none if they are not asked for)."""
+    reading = {"text_column": arguments.text_column, "story_separator": arguments.story_separator}
+    if arguments.validation_share is not None:
+        stories = load_stories([arguments.dataset], "train", **reading)
+        validation = hold_out(stories, arguments.validation_share)
+        return list(validation["text"]), list(without_stories(stories, validation)["text"])
+    texts = list(load_stories([arguments.dataset], "validation", **reading)["text"])
+    if not getattr(arguments, "training_dataset", None):
+        return texts, []
+    return texts, list(load_stories(arguments.training_dataset, "train", **reading)["text"])
+
+
+def bits(model_name: str, texts: list[str]) -> None:
+    """Bits per byte on some stories."""
+    score = score_stories(*load_pretrained(model_name), texts, progress=True)
     print(
         f"{score.bits_per_byte:.4f} bits per byte, {score.nats_per_token:.4f} nats per token, "
         f"{score.num_stories} stories, {score.num_bytes} bytes, {score.num_tokens} tokens"
@@ -167,7 +179,7 @@ def read_make(arguments: argparse.Namespace) -> None:
     """Stories of every writer and real ones, onto sheets for blind readers."""
     writers = load_writers(Path(arguments.writers))
     if arguments.pairs and len(writers) != 2:
-        raise SystemExit(f"a sheet of pairs needs two writers, {arguments.writers} has {len(writers)}")
+        raise ValueError(f"a sheet of pairs needs two writers, {arguments.writers} has {len(writers)}")
     validation, training = load_texts(arguments)
     folder, seed, written = Path(arguments.output), arguments.seed, []
     for writer in writers:
@@ -228,14 +240,8 @@ def surprise(arguments: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-def load_texts(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """The validation and the training stories that were named."""
-    validation = list(load_stories([arguments.dataset], "validation")["text"])
-    return validation, list(load_stories(arguments.training_dataset, "train")["text"])
-
-
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
 
     def command(name: str, about: str, *, model: bool = False, texts: int = 0, parent: Any = commands) -> Any:
@@ -245,9 +251,15 @@ def parse_arguments() -> argparse.Namespace:
         if model:
             one.add_argument("--model", default="modeling", help="folder or Hub name")
         if texts:
-            one.add_argument("--dataset", required=True, help="validation stories: Hub name or .parquet, .jsonl, .txt")
-        if texts > 1:
-            one.add_argument("--training_dataset", nargs="+", required=True, help="what words are counted in")
+            one.add_argument("--dataset", required=True, help="validation stories: Hub name, file, folder")
+            one.add_argument("--text_column", default="text", help="column of the stories in a table")
+            one.add_argument("--story_separator", help="what parts the stories of .txt files, as in training/train.py")
+            trained = one.add_mutually_exclusive_group(required=texts > 1)
+            if texts > 1:
+                trained.add_argument("--training_dataset", nargs="+", help="what words are counted in")
+            trained.add_argument(
+                "--validation_share", type=float, help="take the share of --dataset that a run on it held out"
+            )
         return one
 
     command("bits", "bits per byte of a data set's stories", model=True, texts=1)
@@ -281,13 +293,16 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.what == "surprise" and arguments.grades and not arguments.key:
         parser.error("--grades needs the --key of the sheet they were given to")
+    if getattr(arguments, "validation_share", None) is not None and not 0 < arguments.validation_share < 1:
+        parser.error(f"--validation_share must be above 0 and below 1, got {arguments.validation_share}")
     return arguments
 
 
+@one_line_errors
 def main() -> None:
     arguments = parse_arguments()
     if arguments.what == "bits":
-        bits(arguments.model, arguments.dataset)
+        bits(arguments.model, load_texts(arguments)[0])
     elif arguments.what == "read":
         read_make(arguments) if arguments.part == "make" else read_tally(arguments)
     elif arguments.what == "surprise":

@@ -8,7 +8,6 @@ python -m training.export --to onnx DIR [--model modeling]      ONNX graphs with
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 import transformers
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from training.checkpoint import load_pretrained
+from training.cli import Parser, one_line_errors
 
 # What of the configuration must hold for a model to have the shape of Qwen3.
 QWEN3_SHAPE = {
@@ -178,8 +178,9 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
 FORMS = {"qwen3": export_qwen3, "gguf": export_gguf, "onnx": export_onnx}
 
 
+@one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", choices=sorted(FORMS), required=True)
     parser.add_argument("--model", default="modeling", help="folder or Hub name")
     parser.add_argument("directory", type=Path, metavar="DIR", help="new or empty folder")
@@ -187,10 +188,7 @@ def main() -> None:
     if arguments.directory.exists() and any(arguments.directory.iterdir()):
         parser.error(f"{arguments.directory} is not empty")
     model, tokenizer = load_pretrained(arguments.model)
-    try:
-        FORMS[arguments.to](model, tokenizer, arguments.directory)
-    except (ImportError, ValueError) as problem:
-        sys.exit(f"not exported: {problem}")
+    FORMS[arguments.to](model, tokenizer, arguments.directory)
     print(f"{arguments.to}: {arguments.directory}")
 
 

@@ -19,6 +19,8 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from training.cli import Parser, one_line_errors
+
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_FILES = (
     "*.py",
@@ -40,7 +42,7 @@ print(result["story"])
 """
 
 
-class PublishError(Exception):
+class PublishError(ValueError):
     """Something stands in the way; nothing was sent that is not said in the message."""
 
 
@@ -177,18 +179,16 @@ def publish(arguments: argparse.Namespace) -> None:
             print(f"{kind} {arguments.repo}: commit {commit[:12]}, tag {tag}")
 
 
+@one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repo", required=True, help="user/name of the model's repository, made if it is not there")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--space", action="store_true", help="push the page as well, as a Space of the same name")
     parser.add_argument("--tag", help="version to tag; v and pyproject.toml's version if not given")
     parser.add_argument("--message", help="commit message; names the version if not given")
     parser.add_argument("--dry-run", action="store_true", help="assemble, check and list, send nothing")
-    try:
-        publish(parser.parse_args())
-    except PublishError as problem:
-        sys.exit(f"not published: {problem}")
+    publish(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ What a stored data set does more: leave out stories that come twice.
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from datasets import interleave_datasets
 from datasets.distributed import split_dataset_by_node
 from transformers import PreTrainedTokenizerFast
 
-from training.data import KINDS, digest, normalise_story, open_source, pack_batch, tokenise_batch
+from training.data import pack_batch, tokenise_batch
+from training.sources import digest, file_format, find_files, foreign_kinds, normalise_story, open_source
 
 CHUNK = 1000  # stories that are packed and shuffled together
 
@@ -25,7 +27,7 @@ class StreamedRows:
     """Packed rows of a stream, for one process.
 
     Args:
-        sources: Hub data set names, or local .parquet or .jsonl files; several are read in turns until all are empty.
+        sources: Hub data set names, or local files but .txt; several are read in turns until all are empty.
         held_out: texts that must not be trained on.
     """
 
@@ -41,10 +43,12 @@ class StreamedRows:
         num_processes: int = 1,
         whole_stories: bool = False,
         closings_share: float = 0.0,
+        text_column: str = "text",
     ):
-        texts = [source for source in sources if source.endswith(".txt")]
-        if texts:
-            raise ValueError(f"{texts[0]}: a stream is read from the Hub, .parquet or .jsonl, not from .txt")
+        for source in sources:
+            if any(file_format(Path(file)) == ".txt" for file in find_files(source)):
+                raise ValueError(f"{source}: a stream is read from the Hub or from tables of stories, not from .txt")
+        self.text_column = text_column
         self.sources, self.rank, self.num_processes = sources, rank, num_processes
         self.row_length, self.pad_token_id = row_length, tokenizer.pad_token_id
         self.encoding = {
@@ -76,7 +80,7 @@ class StreamedRows:
 
     def _open(self, state: dict[str, Any] | None = None) -> None:
         """A new stream for every pass: one that was set to a place begins there each time it is read."""
-        streams = [open_source(source, "train", streaming=True) for source in self.sources]
+        streams = [open_source(source, "train", True, self.text_column) for source in self.sources]
         stream = streams[0] if len(streams) == 1 else interleave_datasets(streams, stopping_strategy="all_exhausted")
         self.stream = split_dataset_by_node(stream, self.rank, self.num_processes)
         if state is not None:
@@ -111,14 +115,13 @@ class StreamedRows:
         random.Random(f"{self.seed} {self.pass_number} {self.num_stories}").shuffle(self.rows)
 
     def _read(self) -> list[dict[str, str]]:
-        stories = []
+        stories: list[dict[str, Any]] = []
         for story in self.stories:
             text = normalise_story(story["text"] or "")
             if text and digest(text) not in self.held_out:
-                stories.append({"text": text, "kind": story.get("kind") or "story"})
-                if stories[-1]["kind"] not in KINDS:
-                    raise ValueError(f'{self.sources}: column "kind" holds {story["kind"]!r}, expected {KINDS}')
+                stories.append({"text": text, "kind": story.get("kind")})
             if len(stories) == CHUNK:
                 break
         self.num_stories += len(stories)
-        return stories
+        foreign = foreign_kinds(", ".join(self.sources), [story["kind"] for story in stories])
+        return [story | {"kind": "story" if foreign else story["kind"] or "story"} for story in stories]

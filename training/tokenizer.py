@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import HfArgumentParser, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from modeling.control_tiny_story import BOS, EOS, PAD, SPECIAL_TOKENS
-from training.data import DEFAULT_DATASET, load_stories
+from training.cli import Parser, one_line_errors
+from training.sources import DEFAULT_DATASET, load_stories
 
 VOCAB_SIZE = 5000
 
@@ -75,18 +76,22 @@ def bytes_per_token(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> flo
 class TokenizerArguments:
     dataset: list[str] = field(default_factory=lambda: [DEFAULT_DATASET], metadata={"help": "as in training/train.py"})
     validation_dataset: str | None = field(default=None, metadata={"help": "stories to measure bytes per token on"})
+    text_column: str = field(default="text", metadata={"help": "as in training/train.py"})
+    story_separator: str | None = field(default=None, metadata={"help": "as in training/train.py"})
     output: str = field(default="modeling", metadata={"help": "folder the tokenizer files go to"})
     vocab_size: int = field(default=VOCAB_SIZE, metadata={"help": "entries, special tokens included"})
 
 
+@one_line_errors
 def main() -> None:
-    (arguments,) = HfArgumentParser(TokenizerArguments).parse_args_into_dataclasses()
-    stories = load_stories(arguments.dataset, "train")
+    (arguments,) = Parser(TokenizerArguments).parse_args_into_dataclasses()
+    reading = {"text_column": arguments.text_column, "story_separator": arguments.story_separator}
+    stories = load_stories(arguments.dataset, "train", **reading)
     tokenizer = train_tokenizer((text for batch in stories.iter(1000) for text in batch["text"]), arguments.vocab_size)
     save_tokenizer(tokenizer, arguments.output)
     print(f"{len(tokenizer)} entries from {len(stories)} stories -> {arguments.output}")
     if arguments.validation_dataset:
-        validation = load_stories([arguments.validation_dataset], "validation")["text"]
+        validation = load_stories([arguments.validation_dataset], "validation", **reading)["text"]
         print(f"{bytes_per_token(tokenizer, list(validation)):.3f} bytes per token on {len(validation)} stories")
 
 

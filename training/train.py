@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,13 @@ from training.checkpoint import (
     save_released,
     whole_model,
 )
-from training.config import TrainingConfig, parse_config, refuse_other_config
-from training.data import IGNORED, TrainingRows, load_stories, without_stories
+from training.cli import one_line_errors, refused
+from training.config import TrainingConfig, parse_config, refuse_other_config, refuse_unknown
+from training.data import IGNORED, TrainingRows
 from training.optimizer import bf16_is_fast, build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import Metrics
 from training.scoring import score_stories
+from training.sources import hold_out, load_stories, without_stories
 from training.streaming import StreamedRows
 
 SAMPLE_WISHES = (("Once upon a time", "</sos>"), ("The dragon", "home"), ("One day, a girl named Lily", "friends"))
@@ -60,7 +62,9 @@ def choose_precision(requested: str) -> str:
 
 def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> TinyStoryConfig:
     planned = {"control_prefix": True} if config.wishes_share else {}
-    model_config = TinyStoryConfig(vocab_size=len(tokenizer), **config.model, **planned)
+    refuse_unknown("model", config.model, [field.name for field in fields(TinyStoryConfig)])
+    with refused("model"):
+        model_config = TinyStoryConfig(**{"vocab_size": len(tokenizer)} | config.model | planned)
     context = model_config.max_position_embeddings
     if config.row_length > context:
         raise ValueError(f"row_length ({config.row_length}) is above max_position_embeddings ({context})")
@@ -69,9 +73,17 @@ def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBas
 
 def build_model(config: TrainingConfig, model_config: TinyStoryConfig) -> TinyStoryForCausalLM:
     model = TinyStoryForCausalLM(model_config)
-    model.set_attn_implementation(config.attention)
+    with refused(f"attention {config.attention}"):
+        model.set_attn_implementation(config.attention)
     if config.init_from:
-        model.load_state_dict(TinyStoryForCausalLM.from_pretrained(config.init_from, dtype=torch.float32).state_dict())
+        with refused(f"init_from {config.init_from}"):
+            loaded = TinyStoryForCausalLM.from_pretrained(config.init_from, dtype=torch.float32).state_dict()
+        shapes = [{name: tuple(weight.shape) for name, weight in s.items()} for s in (model.state_dict(), loaded)]
+        if shapes[0] != shapes[1]:
+            name = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))[0]
+            ours, theirs = (shape.get(name) for shape in shapes)
+            raise ValueError(f"init_from {config.init_from}: {name} is {theirs}, for this model it must be {ours}")
+        model.load_state_dict(loaded)
     elif config.zero_init:
         for layer in model.model.decoder_layers:
             assert isinstance(layer, DecoderLayer)
@@ -87,24 +99,33 @@ def load_data(
     config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rank: int, num_processes: int
 ) -> tuple[TrainingRows | StreamedRows, list[str]]:
     """Packed training rows, and the validation stories."""
-    validation = load_stories([config.validation_dataset], "validation")
+    reading: dict[str, Any] = {"text_column": config.text_column, "story_separator": config.story_separator}
+    validation = None
+    if config.validation_dataset:
+        validation = load_stories([config.validation_dataset], "validation", **reading)
     names = ("row_length", "wishes_share", "seed", "whole_stories", "closings_share")
     options: dict[str, Any] = {name: getattr(config, name) for name in names}
-    if config.streaming:
+    if config.streaming and validation is not None:
         texts = list(validation["text"])
         return StreamedRows(
-            config.dataset, tokenizer, held_out=texts, rank=rank, num_processes=num_processes, **options
-        ), texts
-    stories = load_stories(config.dataset, "train")
+            config.dataset, tokenizer, held_out=texts, rank=rank, num_processes=num_processes,
+            text_column=config.text_column, **options,
+        ), texts  # fmt: skip
+    stories = load_stories(config.dataset, "train", **reading)
+    if validation is None:
+        validation = hold_out(stories, config.validation_share)
     clean = without_stories(stories, validation)
+    left_out = f"{len(stories) - len(clean):,} of {len(stories):,} left out, they stand in the validation split"
+    if not len(clean):
+        raise ValueError(f"{config.dataset}: no story to train on, {left_out}")
     rows = TrainingRows(clean, tokenizer, **options)
     if rows.num_rows < config.batch_rows:
         raise ValueError(
-            f"{config.dataset}: {rows.num_rows} rows of {config.row_length} tokens, fewer than batch_rows "
+            f"{config.dataset}: {rows.num_rows} rows of {config.row_length} tokens ({left_out}), fewer than batch_rows "
             f"({config.batch_rows}); give more stories, or a smaller row_length or batch_rows"
         )
     print(
-        f"{len(clean):,} stories to train on ({len(stories) - len(clean)} found in the validation split left out), "
+        f"{len(clean):,} stories to train on ({left_out}), "
         f"{rows.num_rows:,} rows of {config.row_length} tokens; {len(validation):,} validation stories"
     )
     return rows, list(validation["text"])
@@ -209,6 +230,7 @@ def estimate(
     )
 
 
+@one_line_errors
 def main() -> None:
     config = parse_config(sys.argv[1:])
     run_dir = Path(config.output_dir)
@@ -222,7 +244,8 @@ def main() -> None:
     if config.batch_rows % num_processes:
         raise ValueError(f"batch_rows ({config.batch_rows}) must be a multiple of the {num_processes} processes")
 
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=True)
+    with refused(f"tokenizer {config.tokenizer}"):
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=True)
     model_config = build_model_config(config, tokenizer)
     with accelerator.main_process_first():  # the others find the data in the cache
         rows, validation_texts = load_data(config, tokenizer, rank, num_processes)

@@ -1,79 +1,17 @@
-"""From files to packed rows: nothing lost, nothing doubled, nothing of validation in training."""
+"""From stories to packed rows: nothing lost, nothing scored twice."""
 
-import json
-from pathlib import Path
-
-import pytest
 import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import STORIES_FILE
 from training.data import (
     IGNORED,
     TrainingRows,
     best_fit,
-    load_stories,
-    normalise_story,
     pack,
     tokenise,
-    without_stories,
 )
-
-
-@pytest.mark.parametrize(
-    ("raw", "clean"),
-    [
-        ("  One.\n\n\nTwo. \r\n Three.  ", "One.\nTwo.\nThree."),
-        ("She said, â€œCome!â€\n\nItâ€™s late.", 'She said, "Come!"\nIt\'s late.'),
-        ("â€œNow!â€ he said.", '"Now!" he said.'),
-        ("“Yes,”  said\tTom’s dog.", '"Yes," said Tom\'s dog.'),
-        ("A café – closed.", "A café – closed."),
-    ],
-)
-def test_normalisation(raw: str, clean: str):
-    assert normalise_story(raw) == clean
-    assert normalise_story(clean) == clean
-
-
-@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".txt"])
-def test_formats_give_the_same_stories(tmp_path: Path, stories: list[str], suffix: str):
-    path = tmp_path / f"stories{suffix}"
-    if suffix == ".parquet":
-        Dataset.from_dict({"text": stories}).to_parquet(path)
-    elif suffix == ".jsonl":
-        path.write_text("".join(json.dumps({"text": s}) + "\n" for s in stories))
-    else:
-        path.write_text("\n<|endoftext|>\n".join(stories) + "\n<|endoftext|>\n")
-    assert load_stories([str(path)], "train")["text"] == stories
-
-
-def test_duplicates_and_validation_stories_are_left_out(tmp_path: Path, stories: list[str]):
-    train, validation = tmp_path / "train.jsonl", tmp_path / "validation.jsonl"
-    doubled = [*stories, stories[0].replace("\n", "\n\n"), f" {stories[3]} ", ""]
-    train.write_text("".join(json.dumps({"text": s}) + "\n" for s in doubled))
-    validation.write_text("".join(json.dumps({"text": s}) + "\n" for s in stories[:4]))
-    loaded = load_stories([str(train)], "train")
-    assert loaded["text"] == stories
-    clean = without_stories(loaded, load_stories([str(validation)], "validation"))
-    assert clean["text"] == stories[4:]
-
-
-def test_bad_files_are_named(tmp_path: Path):
-    cases = {
-        "missing.parquet": (None, "no such file"), "empty.jsonl": (b"", "empty"),
-        "broken.parquet": (b"not parquet", "not a readable"), "columns.jsonl": (b'{"story": "x"}\n', "no column"),
-        "blank.jsonl": (b'{"text": "  "}\n', "no stories"), "kind.jsonl": (b'{"text": "x", "kind": "odd"}\n', "odd"),
-        "stories.csv": (b"text\nx\n", "expected a file ending in"),
-    }  # fmt: skip
-    for name, (content, message) in cases.items():
-        path = tmp_path / name
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-            load_stories([str(path)], "train")
-        assert name in str(error.value)
 
 
 def test_kinds_have_the_ends_they_should(tokenizer):
@@ -148,7 +86,3 @@ def test_whole_stories_end_where_they_end(tokenizer, stories: list[str]):
         at_their_end = [tuple(ids[-6:-1]) in ends for ids in told["input_ids"]]
         assert all(at_their_end) == whole
     assert counts[True] == len(stories) < counts[False]
-
-
-def test_own_stories_are_whole(stories: list[str]):
-    assert load_stories([str(STORIES_FILE)], "train")["text"] == stories

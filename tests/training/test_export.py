@@ -126,10 +126,10 @@ def test_command_says_what_is_wrong(tmp_path: Path):
     done = subprocess.run(
         [*command, *classic, str(tmp_path / "x")], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode != 0 and "not exported: only the modern recipe" in done.stderr
+    assert done.returncode == 2 and "error: only the modern recipe" in done.stderr
     (tmp_path / "file").write_text("mine")
     done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0 and "is not empty" in done.stderr
+    assert done.returncode == 2 and done.stderr == f"error: {tmp_path} is not empty\n"
 
 
 def test_stock_server_tells_the_same(modern, tokenizer, twin_folder):

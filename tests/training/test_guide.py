@@ -1,13 +1,18 @@
-"""The guide's code runs as it stands, the model learns from it, and what it saves loads elsewhere."""
+"""The guide's commands and code run as they stand, the model learns from them, and what they save loads elsewhere."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import HUB_FOLDER, ROOT, STORIES_FILE
+import pytest
 
+from tests.conftest import HUB_FOLDER, ROOT
+
+GUIDE = (ROOT / "docs/your_own_stories.md").read_text(encoding="utf-8")
 LOAD = """
 import sys
 from transformers import pipeline
@@ -16,22 +21,46 @@ print(tell("One day", end="home", max_words=80, seed=0)["story"])
 """
 
 
-def run(program: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program], cwd=folder, capture_output=True, text=True, timeout=300
-    )
+def run(command: list[str], folder: Path) -> str:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_guide(tmp_path: Path):
-    (tmp_path / "modeling").symlink_to(HUB_FOLDER)
-    (tmp_path / "stories.jsonl").write_bytes(STORIES_FILE.read_bytes() * 2)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/your_own_stories.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
-    program = "\n".join([*blocks, "import json", "print(json.dumps(trainer.state.log_history))"])
-    *told, log = run(program, tmp_path).splitlines()
+def python(program: str, folder: Path) -> str:
+    return run([sys.executable, "-P", "-c", program], folder)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE, flags=re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, stories: list[str]) -> Path:
+    """A clone with a folder of stories, all different."""
+    for name in ("modeling", "training"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "stories").mkdir()
+    for number in range(4 * len(stories)):
+        text = f"{stories[number % len(stories)]}\n\nThis was story {number}."
+        (tmp_path / "stories" / f"{number}.txt").write_text(text, encoding="utf-8")
+    assert HUB_FOLDER.samefile(tmp_path / "modeling")
+    return tmp_path
+
+
+def test_from_a_folder_of_texts_to_a_told_story(folder: Path):
+    launcher, *arguments = shlex.split(blocks("sh")[0].replace("\\\n", ""))
+    assert launcher == "accelerate"
+    said = run([sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments, "--num_steps", "3"], folder)
+    assert "stories: 48 stories, one a file" in said and "46 stories to train on (2 of 48 left out" in said
+    assert python(blocks("python")[0], folder).startswith("One day")
+
+
+def test_peft(folder: Path):
+    program = "\n".join([*blocks("python")[1:], "import json", "print(json.dumps(trainer.state.log_history))"])
+    *told, log = python(program, folder).splitlines()
     losses = [entry["loss"] for entry in json.loads(log) if "loss" in entry]
     assert float(losses[-1]) < float(losses[0]) - 0.3
-    story = run(LOAD, tmp_path)
+    story = python(LOAD, folder)
     assert story.startswith("One day") and story.strip() and story.strip() in "\n".join(told)

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.hub import Hub, Repo
 from tests.training.test_train import SETTINGS, losses
-from training.data import DEFAULT_DATASET
+from training.sources import DEFAULT_DATASET
 
 
 def parquet(texts: list[str]) -> bytes:

@@ -8,9 +8,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import STORIES_FILE
-from tests.training.test_train import losses, train
+from tests.training.test_train import losses, train_here
 from training.checkpoint import list_checkpoints, load_state
-from training.data import TrainingRows, load_stories, normalise_story
+from training.data import TrainingRows
+from training.sources import load_stories, normalise_story
 from training.streaming import StreamedRows
 
 
@@ -92,18 +93,27 @@ def test_what_cannot_be_streamed_is_refused(tmp_path: Path, tokenizer):
     path.write_text('{"words": "A hen."}\n')
     with pytest.raises(ValueError, match='no column "text"'):
         open_stream(path, tokenizer).batch(0, 1)
-    path.write_text('{"text": "A hen.", "kind": "poem"}\n')
-    with pytest.raises(ValueError, match="column \"kind\" holds 'poem'"):
+    path.write_text('{"text": "A hen.", "kind": "poem"}\n{"text": "A cow.", "kind": "tail"}\n')
+    with pytest.raises(ValueError, match=r"column \"kind\" holds \['poem'\]"):
         open_stream(path, tokenizer).batch(0, 1)
     with pytest.raises(ValueError, match=r"not from \.txt"):
-        open_stream(tmp_path / "a.txt", tokenizer)
+        path.with_suffix(".TXT").write_text("A hen.")
+        open_stream(path.with_suffix(".TXT"), tokenizer)
+
+
+def test_a_stream_reads_what_a_file_calls_its_stories(tmp_path: Path, tokenizer):
+    plain, other = tmp_path / "plain.jsonl", tmp_path / "other.csv"
+    plain.write_text('{"text": "A hen had a hat."}\n')
+    other.write_text("kind,story\nfable,A hen had a hat.\n")
+    ours, theirs = open_stream(plain, tokenizer), open_stream(other, tokenizer, text_column="story")
+    assert torch.equal(ours.batch(0, 1)["input_ids"], theirs.batch(0, 1)["input_ids"])
 
 
 def test_a_streamed_run_resumes_to_the_same_losses(tmp_path: Path):
     validation = tmp_path / "validation.jsonl"
     validation.write_text(json.dumps({"text": "A hen had a hat. It was red. The hen was glad."}) + "\n")
     changes = {"validation_dataset": validation, "dataset": STORIES_FILE, "streaming": True, "num_steps": 8}
-    done = train(tmp_path / "run", **changes)
+    done = train_here(tmp_path / "run", **changes)
     assert done.returncode == 0, done.stderr
     straight = losses(tmp_path / "run")
     assert straight[-1] < straight[0] - 0.3
@@ -112,6 +122,6 @@ def test_a_streamed_run_resumes_to_the_same_losses(tmp_path: Path):
     for path in newest.iterdir():
         path.unlink()
     newest.rmdir()
-    done = train(tmp_path / "run", **changes)
+    done = train_here(tmp_path / "run", **changes)
     assert done.returncode == 0 and "step_00000004" in done.stdout, done.stderr
     assert losses(tmp_path / "run") == straight

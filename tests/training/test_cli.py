@@ -1,0 +1,144 @@
+"""A reader's mistake ends every command with one line and exit code 2; a fault of the program keeps its traceback."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+import benchmarks.ablations
+import training.average
+import training.evaluate
+import training.export
+import training.publish
+import training.tokenizer
+import training.train
+from tests.conftest import HUB_FOLDER, STORIES_FILE
+from tests.training.test_train import fields, train, train_here
+
+
+@pytest.fixture
+def error_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Callable[..., str]:
+    """What a command says before it ends with exit code 2."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+    def error_of(command: Callable[[], None], *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            command()
+        assert ended.value.code == 2
+        *before, line = capfd.readouterr().err.splitlines()
+        assert line.startswith("error: ") and not any("Traceback" in other for other in before)
+        return line.removeprefix("error: ")
+
+    return error_of
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"num_steps": "many"}, "invalid int value: 'many'"),
+        ({"num_stories": 3}, "command line: unknown field 'num_stories'; did you mean 'num_steps'?"),
+        ({"adam_lr": 0}, "adam_lr and embedding_lr must be above 0"),
+        ({"validation_dataset": "", "batch_rows": 4000}, "fewer than batch_rows"),
+        ({"dataset": "nowhere.parquet"}, "nowhere.parquet: no such file"),
+        ({"validation_dataset": "no/such/folder"}, "no/such/folder: no such file"),
+        ({"row_length": 4096}, "above max_position_embeddings"),
+        ({"mixed_precision": "int3"}, "mixed_precision must be"),
+        ({"wishes_share": 2}, "wishes_share must be between 0 and 1, got 2"),
+        ({"report_to": "nowhere"}, "report_to must be one of none"),
+        ({"tokenizer": "no/tokenizer/here"}, "tokenizer no/tokenizer/here: "),
+        ({"model": "{"}, "argument --model: "),
+        ({"model": '{"hidden_sizes": 8}'}, "model: unknown field 'hidden_sizes'; did you mean 'hidden_size'?"),
+        ({"model": '{"hidden_size": 30, "num_attention_heads": 4}'}, "must equal hidden_size (30)"),
+        ({"attention": "none"}, "attention none: "),
+        (
+            {"init_from": str(HUB_FOLDER)},
+            "fc.bias is None, for this model it must be (5000,)",
+        ),
+        ({"validation_share": 1, "validation_dataset": ""}, "validation_share must be above 0 and below 1, got 1"),
+        ({"streaming": True, "validation_dataset": ""}, "a stream needs a validation_dataset"),
+        ({"dataset": STORIES_FILE}, "no story to train on, 12 of 12 left out, they stand in the validation split"),
+    ],
+)
+def test_training_says_what_is_wrong(error_of, tmp_path: Path, stories: list[str], changes: dict, message: str):
+    other = tmp_path / "others.txt"
+    other.write_text("\n<|endoftext|>\n".join(f"{story} {number}." for number, story in enumerate(stories)))
+    changes = {"dataset": other, "validation_dataset": STORIES_FILE} | changes
+    assert message in error_of(training.train.main, *fields(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"), ("output_dir: [", "no YAML"), ("- a", "expected a mapping"),
+        ("num_step: 3", "unknown field 'num_step'; did you mean 'num_steps'?"),
+        ("num_steps: [3]", "num_steps must be int, got [3]"), ("num_steps: 1.5", "num_steps must be int, got 1.5"),
+        ("dataset: {a: b}", "dataset must be list"), ("dropout: true", "dropout must be float, got True"),
+    ],
+)  # fmt: skip
+def test_a_configuration_file_is_checked(error_of, tmp_path: Path, text: str | None, message: str):
+    path = tmp_path / "run.yaml"
+    if text is not None:
+        path.write_text(text)
+    line = error_of(training.train.main, "--config", path, "--output_dir", tmp_path / "run")
+    assert message in line and "run.yaml" in line
+
+
+def test_every_command_says_what_is_wrong(error_of, tmp_path: Path):
+    nowhere = tmp_path / "nowhere"
+    evaluate, average = training.evaluate.main, training.average.main
+    assert error_of(evaluate, "bits") == "bits needs --dataset"
+    assert "nowhere.txt: no such file" in error_of(evaluate, "bits", "--dataset", f"{nowhere}.txt")
+    assert f"model {nowhere}: " in error_of(evaluate, "bits", "--dataset", STORIES_FILE, "--model", nowhere)
+    assert "invalid choice: 'bit'" in error_of(evaluate, "bit")
+    assert f"model {nowhere}: " in error_of(average, nowhere, nowhere, "--to", tmp_path / "mean")
+    assert "two models or more" in error_of(average, nowhere, "--to", tmp_path / "mean")
+    assert f"model {nowhere}: " in error_of(training.export.main, "--to", "gguf", "--model", nowhere, tmp_path / "x")
+    assert '--repo must be "user/name"' in error_of(training.publish.main, "--repo", "name", "--dry-run")
+    assert "nowhere.txt: no such file" in error_of(training.tokenizer.main, "--dataset", f"{nowhere}.txt")
+    assert "no runs here" in error_of(benchmarks.ablations.main, "report", "--output_dir", nowhere)
+
+
+@pytest.mark.parametrize("fault", [ValueError, TypeError, RuntimeError, KeyError])
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, fault: type[Exception]):
+    def faulty(*arguments: object) -> None:
+        if fault is ValueError:
+            _, _ = "one"  # nobody's `raise`
+        raise fault("inside")
+
+    monkeypatch.setattr(training.evaluate, "load_texts", faulty)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "bits", "--dataset", str(STORIES_FILE)])
+    with pytest.raises(fault):
+        training.evaluate.main()
+
+
+def test_under_accelerate_launch_one_line_is_all(tmp_path: Path):
+    done = train(tmp_path / "run", dataset="nowhere.parquet", validation_dataset=STORIES_FILE)
+    assert done.returncode == -signal.SIGTERM
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: nowhere.parquet: no such file"
+
+
+def test_one_file_is_enough_to_train_and_to_judge(monkeypatch, capsys, tmp_path: Path, stories: list[str]):
+    path = tmp_path / "mine.txt"
+    path.write_text("\n\n".join(stories))
+    changes = {"dataset": path, "validation_dataset": "", "validation_share": 0.1, "num_steps": 2}
+    done = train_here(tmp_path / "run", **changes)
+    assert done.returncode == 0, done.stderr
+    assert f"{path}: 12 stories, parted by blank lines" in done.stdout
+    assert "11 stories to train on (1 of 12 left out, they stand in the validation split)" in done.stdout
+    assert "1 validation stories" in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    score = next(line["bits_per_byte"] for line in lines if "bits_per_byte" in line)
+    command = ["bits", "--dataset", path, "--validation_share", 0.1, "--model", tmp_path / "run/model"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, command)])
+    training.evaluate.main()
+    assert float(capsys.readouterr().out.splitlines()[-1].split()[0]) == pytest.approx(score, abs=0.02)  # bf16
