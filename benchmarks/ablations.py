@@ -1,7 +1,7 @@
 """What each part of the recipe is worth: runs at equal tokens that differ in one thing, and two peers in the same loop.
 
     python -m benchmarks.ablations run --dataset train.parquet --validation_dataset validation.parquet [--only NAME ...]
-    python -m benchmarks.ablations report
+    python -m benchmarks.ablations report [--kept ablations]
 
 Every run trains a small model of the modern recipe, or a peer of the same number of parameters built from
 transformers' own classes, through training/train.py's `update` on the same stories, and is scored in bits per byte on
@@ -32,7 +32,7 @@ from modeling.configuration_tiny_story import TinyStoryConfig
 from training.config import TrainingConfig
 from training.data import TrainingRows, load_stories, without_stories
 from training.optimizer import build_optimizers, learning_rate_factor, set_learning_rate
-from training.report import draw_ablations
+from training.report import draw_ablations, read_runs
 from training.scoring import score_stories
 from training.tokenizer import train_tokenizer
 from training.train import build_model, choose_precision, update
@@ -277,13 +277,16 @@ def run_all(arguments: argparse.Namespace) -> None:
 def report(arguments: argparse.Namespace) -> None:
     """Print the table, in the order of VARIANTS, and draw the figure."""
     runs: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
+    kept = read_runs() if arguments.kept else {}
     for name, variant in VARIANTS.items():
         for seed in variant.seeds:
             path = arguments.output_dir / f"{name}.{seed}.jsonl"
-            if path.exists():
+            if arguments.kept and (lines := kept.get(f"{arguments.kept}/{name}.{seed}")):
+                runs[name].append(lines)
+            elif not arguments.kept and path.exists():
                 runs[name].append([json.loads(line) for line in path.read_text().splitlines()])
     if "modern" not in runs:
-        raise SystemExit(f"{arguments.output_dir}: no runs here; make them with `run`")
+        raise SystemExit(f"{arguments.kept or arguments.output_dir}: no runs here; make them with `run`")
     base = mean(lines[-1]["bits_per_byte"] for lines in runs["modern"])
     print("| variant | parameters | tokens | bits per byte | against modern | seeds |\n|---|---|---|---|---|---|")
     for name, made in runs.items():
@@ -303,6 +306,9 @@ def main() -> None:
     parser.add_argument("--dataset", nargs="+", default=RECIPE["dataset"], help="as for training/train.py")
     parser.add_argument("--validation_dataset", default=RECIPE["validation_dataset"])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/ablations"))
+    parser.add_argument(
+        "--kept", help="report: the kept runs of this name (ablations, ablations_seeds), not a folder's"
+    )
     parser.add_argument("--figure", type=Path, default=ROOT / "docs/figures/ablations.png")
     parser.add_argument("--only", nargs="*", default=[], help="names of variants; all without it")
     arguments = parser.parse_args()
