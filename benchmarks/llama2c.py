@@ -1,6 +1,6 @@
 """llama2.c (github.com/karpathy/llama2.c): its small models read by transformers, and its programs' speed.
 
-    python -m benchmarks.llama2c stories260K.bin tok512.bin FOLDER      # convert, for `training.evaluate suite --model FOLDER`
+    python -m benchmarks.llama2c stories260K.bin tok512.bin FOLDER     # then `training.evaluate suite --model FOLDER`
 
 A converted tokenizer ends a story with `<s>`, as the model does: its training data part stories by `<s>`, and no `</s>`
 occurs in them.
