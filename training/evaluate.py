@@ -5,10 +5,12 @@ python -m training.evaluate endings  --model modeling --judge modeling/classic -
                                      --training_dataset train.parquet --output runs/endings
 python -m training.evaluate recited  --model modeling --dataset validation.parquet --training_dataset train.parquet
 python -m training.evaluate stories  --model modeling
+python -m training.evaluate suite    --help     # all figures of any causal LM, to docs/results (training/suite.py)
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import Pipeline
 
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
+from training import suite
 from training.checkpoint import load_pretrained
 from training.data import load_stories, normalise_story
 from training.endings import (
@@ -162,6 +165,9 @@ def stories(tell: Pipeline, count: int) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["suite"]:
+        suite.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("bits", "endings", "recited", "stories"))
     parser.add_argument("--model", default="modeling", help="folder or Hub name")

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -93,14 +95,15 @@ def bits_by_position(scores: Sequence[StoryScore], seed: int = 0) -> list[dict[s
     placed = [(score, score.stops) for score in scores if score.stops is not None]
     rows: list[dict[str, Any]] = []
     for name, within in _classes(POSITIONS) if placed else []:
-        bits, sizes = [], []
+        bits: list[float] = []
+        sizes: list[float] = []
         for score, stops in placed:
             begins = [0, *stops[:-1]]
             inside = [i for i, stop in enumerate(stops[:-1]) if within(stop)]  # the story's end stands by itself
             if inside:
                 bits.append(math.fsum(score.bits[i] for i in inside))
                 sizes.append(sum(stops[i] - begins[i] for i in inside))
-        if len(sizes) >= 10 and sum(sizes):
+        if len(sizes) >= 10 and any(sizes):
             rows.append({"bytes": name, "stories": len(sizes)} | asdict(bootstrap_ratio(bits, sizes, seed)))
     if placed:
         ends = bootstrap_ratio([score.bits[-1] for score, _ in placed], [1] * len(placed), seed)
@@ -111,12 +114,13 @@ def bits_by_position(scores: Sequence[StoryScore], seed: int = 0) -> list[dict[s
 def _classes(borders: Sequence[int]) -> list[tuple[str, Callable[[int], bool]]]:
     """Names of the classes between borders, and whether a number belongs: above the lower one, up to the upper one."""
     edges = [0, *borders, math.inf]
-    names = [f"up to {borders[0]}", *(f"{a + 1}-{b}" for a, b in zip(borders[:-1], borders[1:], strict=True))]
+    names = [f"up to {borders[0]}", *(f"{a + 1}-{b}" for a, b in pairwise(borders))]
     names.append(f"over {borders[-1]}")
-    return [
-        (name, lambda size, low=low, high=high: low < size <= high)
-        for name, low, high in zip(names, edges[:-1], edges[1:], strict=True)
-    ]
+    return [(name, partial(_within, low, high)) for name, (low, high) in zip(names, pairwise(edges), strict=True)]
+
+
+def _within(low: float, high: float, size: int) -> bool:
+    return low < size <= high
 
 
 def distinct_n(texts: Iterable[str], n: int) -> float:
