@@ -322,7 +322,8 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"{results['architecture']}, {results['parameters']:,} parameters, vocabulary {results['vocabulary']:,}, "
         f"context {results['context']:,}. {split['stories']:,} stories, {split['bytes']:,} bytes, "
-        f"{split['tokens']:,} tokens; newline of its data: {results['newline']}; characters it cannot read: {100 * (split['unread'] or 0):.2f} %.",
+        f"{split['tokens']:,} tokens; newline of its data: {results['newline']}; "
+        f"characters it cannot read: {100 * (split['unread'] or 0):.2f} %.",
         "",
         f"**{interval(results['bits per byte'])} bits per byte**",
         "",
