@@ -25,12 +25,12 @@ test-oldest: ## the tests on the oldest supported transformers, in an environmen
 		> build/constraints-oldest.txt
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=build/constraints-oldest.txt
 
-conformance: $(READY) ## transformers' own model tests, fetched, against both recipes (minutes)
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) parameterized
-	$(BIN)/python tests/conformance/run.py
+conformance: $(READY) ## transformers' own model tests against both recipes; UPSTREAM=a checkout has more of them (minutes)
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) parameterized httpx
+	$(BIN)/python tests/conformance/run.py $(if $(UPSTREAM),--upstream $(UPSTREAM))
 
-bench: $(READY) ## speed side by side with a peer, ratios printed (a minute)
-	$(BIN)/python -m benchmarks.speed
+bench: $(READY) ## speed side by side with a peer; LLAMA2C=a folder with run and runq takes them along (a minute)
+	$(BIN)/python -m benchmarks.speed $(if $(LLAMA2C),--llama2c $(LLAMA2C))
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
