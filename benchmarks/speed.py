@@ -2,8 +2,8 @@
 
 The peer is transformers' `LlamaForCausalLM.generate`, of the same shape, in fp32, greedy. Rounds are interleaved, so
 that whatever else the machine does falls on all alike; the ratios of medians are what counts. With a folder that holds
-llama2.c's `run` and `runq` (`make bench LLAMA2C=folder`; `make runomp` there builds them) they write as many tokens, the
-same shape with random weights, as often and on as many threads.
+llama2.c's `run` and `runq` (`make bench LLAMA2C=folder`; `make runomp` there builds them) they write as many tokens,
+the same shape with random weights, as often and on as many threads.
 """
 
 import argparse

@@ -27,7 +27,7 @@ def test_a_checkpoint_comes_back_as_the_same_model(tmp_path):
     with torch.no_grad():
         assert torch.equal(read(ids).logits, model(ids).logits)
     (tmp_path / "cut.bin").write_bytes((tmp_path / "model.bin").read_bytes()[:-4])
-    with pytest.raises(ValueError, match="no llama2.c checkpoint"):
+    with pytest.raises(ValueError, match=r"no llama2\.c checkpoint"):
         llama2c.read_model(tmp_path / "cut.bin")
 
 
