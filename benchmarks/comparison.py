@@ -1,7 +1,7 @@
 """All measured checkpoints side by side, with published figures converted: `python -m benchmarks.comparison`.
 
-Reads docs/results/*.json (training/suite.py wrote them) and benchmarks/published.yaml; writes docs/results/README.md and
-docs/figures/peers.png. A converted figure is marked as such: a per-token loss of another vocabulary, on other stories.
+Reads docs/results/*.json (training/suite.py wrote them) and benchmarks/published.yaml; writes docs/results/README.md
+and docs/figures/peers.png. A converted figure is marked as such: a loss of another vocabulary, on other stories.
 """
 
 import math
@@ -70,7 +70,7 @@ def page(found: list[dict[str, Any]]) -> str:
         "",
         "Written by `python -m benchmarks.comparison` from the JSON of each checkpoint. Measured: the same validation",
         "stories, each alone from its start to its end, in the model's own newline, over the bytes of the normalised",
-        "story; brackets are 95 % bootstrap intervals over stories. Converted: a published loss x tokens a byte / ln 2,",
+        "story; brackets are 95 % bootstrap intervals over stories. Converted: published loss x tokens a byte / ln 2,",
         "on its publisher's own stories, good to 3 % at best.",
         "",
         "![Bits per byte against parameters](../figures/peers.png)",
@@ -95,7 +95,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         size = UNKNOWN_SIZE if row["seen"] is None else 60 * math.log10(row["seen"] / 1e7)
         face = color if row["measured"] else "none"
         marker = "o" if row["seen"] else "x"
-        style = {"facecolors": face, "edgecolors": color} if marker == "o" else {"c": color}
+        style: dict[str, Any] = {"facecolors": face, "edgecolors": color} if marker == "o" else {"c": color}
         axes.scatter(row["parameters"], row["bits"], s=size, marker=marker, alpha=0.8, **style)
         offset = (6 + math.sqrt(size) / 2, 3)
         axes.annotate(row["name"], (row["parameters"], row["bits"]), offset, textcoords="offset points", fontsize=8)
