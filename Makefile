@@ -32,6 +32,16 @@ conformance: $(READY) ## transformers' own model tests against both recipes; UPS
 bench: $(READY) ## speed side by side with a peer; LLAMA2C=a folder with run and runq takes them along (a minute)
 	$(BIN)/python -m benchmarks.speed $(if $(LLAMA2C),--llama2c $(LLAMA2C))
 
+results: $(READY) ## docs/results, card and README anew; DATA=folder of train, fragments and validation.parquet, PEERS=of converted peers
+	for model in modeling:modern:modeling/classic modeling/classic:classic:modeling $(foreach peer,$(wildcard $(PEERS)/*),$(peer):$(notdir $(peer)):modeling/classic); do \
+		set -- $$(echo $$model | tr : ' ') && $(BIN)/python -m training.evaluate suite --model $$1 --name $$2 --judge $$3 \
+			--dataset $(DATA)/validation.parquet --training_dataset $(DATA)/train.parquet $(DATA)/fragments.parquet || exit 1; \
+	done
+	$(BIN)/python -m training.coherence --dataset $(DATA)/validation.parquet
+	$(BIN)/python -m training.biases --dataset $(DATA)/train.parquet
+	$(BIN)/python -m benchmarks.comparison
+	$(BIN)/python -m benchmarks.card
+
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,4 +69,4 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[train,finetune,onnx,gguf,space,test]'
 	touch $@
 
-.PHONY: help app test test-all test-oldest conformance bench lint chromium compiler train clean
+.PHONY: help app test test-all test-oldest conformance bench results lint chromium compiler train clean
