@@ -66,7 +66,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[train,finetune,onnx,gguf,space,test]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[train,evaluate,finetune,onnx,gguf,space,test]'
 	touch $@
 
 .PHONY: help app test test-all test-oldest conformance bench results lint chromium compiler train clean

@@ -73,6 +73,7 @@ class Variant:
 
 
 def adamw(lr: float, fields: dict[str, Any] | None = None, **changes: Any) -> Variant:
+    """AdamW for every parameter, at one learning rate."""
     chosen = {"muon_lr": 0.0, "adam_lr": lr, "embedding_lr": lr, "weight_decay": 0.1}
     return Variant(fields=chosen | (fields or {}), **changes)
 
@@ -131,11 +132,13 @@ class ClippedAdamW(torch.optim.AdamW):
     """AdamW on gradients of norm 1 at most, as nanoGPT and llama2.c train."""
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Clip the gradients, then AdamW's own step."""
         torch.nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], 1.0)
         return super().step(closure)
 
 
 def peer_optimizers(model: PreTrainedModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """A peer's AdamW; weight decay for its matrices only."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -158,6 +161,7 @@ class PlainRows:
         self.order = torch.randperm(len(self.rows), generator=generator)
 
     def batch(self, step: int, batch_rows: int) -> dict[str, torch.Tensor]:
+        """Rows of the update, `input_ids` and `labels` at least, each (rows, time)."""
         places = torch.arange(step * batch_rows, (step + 1) * batch_rows) % len(self.rows)
         rows = self.rows[self.order[places]]
         return {"input_ids": rows, "labels": rows.clone()}
@@ -179,6 +183,7 @@ class BpeDropoutRows:
         return rows
 
     def batch(self, step: int, batch_rows: int) -> dict[str, torch.Tensor]:
+        """Rows of the update, `input_ids` and `labels` at least, each (rows, time)."""
         pass_number = step * batch_rows // self.rows.num_rows
         if pass_number != self.pass_number:
             self.pass_number, self.rows = pass_number, self._split()
@@ -260,6 +265,7 @@ def run(variant: Variant, seed: int, stories: Dataset, validation: list[str], pa
 
 
 def run_all(arguments: argparse.Namespace) -> None:
+    """Make the runs that are asked for and not made yet."""
     unknown = set(arguments.only) - set(VARIANTS)
     if unknown:
         raise SystemExit(f"--only: no variant {sorted(unknown)}; there are {', '.join(VARIANTS)}")
@@ -301,6 +307,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Make runs, or report them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "report"))
     parser.add_argument("--dataset", nargs="+", default=RECIPE["dataset"], help="as for training/train.py")

@@ -109,7 +109,7 @@ def training() -> str:
     tokens = sum(kept[name][-1]["tokens"] for name in RUNS)
     energy = hours * WATTS_A_CORE / 1000
     return (
-        f"{tokens / 1e6:.1f} million scored tokens in {len(RUNS)} runs, {hours:.1f} hours of updates and scoring, most of "
+        f"{tokens / 1e6:.1f} million scored tokens in {len(RUNS)} runs, {hours:.1f} hours of updates, most of "
         f"them on one core; at {WATTS_A_CORE} W a core (an assumption), {energy:.2f} kWh.\n"
     )
 

@@ -89,6 +89,7 @@ def first_token_ms(tell: Pipeline, rounds: int) -> float:
 
 
 def main() -> None:
+    """Measure all in turn and print rates and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "modeling"), help="folder or Hub name")
     parser.add_argument("--rounds", type=int, default=7)

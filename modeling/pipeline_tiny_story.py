@@ -46,6 +46,7 @@ class StoryGenerationPipeline(Pipeline):
     _load_tokenizer = True
 
     def __call__(self, start: str | list[str] | None = None, **kwargs: Any) -> Any:
+        """Tell stories; the class says what the arguments are."""
         return super().__call__({"start": start}, **kwargs)
 
     def stream(self, start: str | None = None, **kwargs: Any) -> Iterator[str]:
@@ -74,6 +75,7 @@ class StoryGenerationPipeline(Pipeline):
         return kwargs, {}, {}
 
     def preprocess(self, inputs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Check the wishes and make requests of them."""
         requests, shape, precision = self._requests(inputs["start"], **kwargs)
         return {"requests": requests, "shape": shape, "precision": precision}
 
@@ -84,6 +86,7 @@ class StoryGenerationPipeline(Pipeline):
         return {"stories": [stories[i] for i in range(len(stories))], "shape": inputs["shape"]}
 
     def postprocess(self, outputs: dict[str, Any]) -> Any:
+        """The best of each story's candidates, in the shape that was asked for."""
         is_list, num_stories, num_candidates = outputs["shape"]
         stories = [max(group, key=self._likelihood) for group in _groups(outputs["stories"], num_candidates)]
         results = [self._result(story) for story in stories]

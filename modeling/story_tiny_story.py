@@ -33,6 +33,7 @@ class Story:
 
     @property
     def words_left(self) -> int:
+        """Words until the reader's limit."""
         return self.request.max_words - self.num_words
 
     def words_needed(self, missing: list[str]) -> int:
@@ -40,6 +41,7 @@ class Story:
         return sum(map(count_words, missing)) + self.ending_words
 
     def write(self, token: int, vocabulary: "Vocabulary") -> None:
+        """Take a token into the story."""
         self.ids.append(token)
         piece = vocabulary.pieces[token]
         # A piece with half a character in it only makes sense beside its neighbours.
@@ -70,9 +72,11 @@ class Vocabulary:
         self._encoded = lru_cache(maxsize=1024)(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode(self, text: str) -> list[int]:
+        """Tokens of a text, without special ones."""
         return list(self._encoded(text))
 
     def decode(self, ids: list[int]) -> str:
+        """Text of some tokens, without special ones."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 

@@ -114,6 +114,7 @@ def _normalise_batch(batch: dict[str, list]) -> dict[str, list]:
 
 
 def digest(text: str) -> bytes:
+    """A story's fingerprint, 16 bytes."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -164,6 +165,7 @@ def tokenise_batch(
     seed: str,
     whole_stories: bool = False,
 ) -> dict[str, list]:
+    """Stories to token ids, some with the wishes they would have met; runs in the workers of `datasets`."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(backend)
@@ -228,6 +230,7 @@ def best_fit(lengths: list[int], row_length: int) -> list[list[int]]:
 
 
 def pack_batch(batch: dict[str, list], row_length: int, pad_token_id: int) -> dict[str, list]:
+    """Pack tokenised stories into rows of one length, best fit; runs in the workers of `datasets`."""
     pieces = []  # (tokens, position of the first, leading tokens that are not scored)
     for ids, prefix_length in zip(batch["input_ids"], batch["prefix_length"], strict=True):
         for start in range(0, len(ids), row_length):

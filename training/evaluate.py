@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from transformers import Pipeline
 
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
-from training import suite
 from training.checkpoint import load_pretrained
 from training.data import load_stories, normalise_story
 from training.endings import (
@@ -165,7 +164,10 @@ def stories(tell: Pipeline, count: int) -> None:
 
 
 def main() -> None:
+    """Judge a checkpoint by command."""
     if sys.argv[1:2] == ["suite"]:
+        from training import suite  # which needs the extra `evaluate`
+
         suite.main(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -49,6 +49,7 @@ class Metrics:
             self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def read(self) -> list[dict[str, Any]]:
+        """The lines written so far, without one that a kill cut short."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         whole = []
         for line in lines:
@@ -59,14 +60,17 @@ class Metrics:
         return whole
 
     def write(self, **values: Any) -> None:
+        """Add a line, on the main process only."""
         if self.enabled:
             with self.path.open("a") as file:
                 file.write(json.dumps(values) + "\n")
 
     def has_score(self, step: int) -> bool:
+        """Whether the model was scored at an update."""
         return any(line["step"] == step and "bits_per_byte" in line for line in self.read())
 
     def draw(self) -> None:
+        """Draw the run's curves beside its metrics."""
         if self.enabled:
             draw_losses({self.path.parent.name: self.read()}, self.figure)
 

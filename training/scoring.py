@@ -23,10 +23,12 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
+        """Bits of text and ends, over the bytes of the text."""
         return self.nats / math.log(2) / self.num_bytes
 
     @property
     def nats_per_token(self) -> float:
+        """The loss that training shows."""
         return self.nats / self.num_tokens
 
 

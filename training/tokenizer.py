@@ -73,6 +73,8 @@ def bytes_per_token(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> flo
 
 @dataclass
 class TokenizerArguments:
+    """What the tokenizer is trained on, and where it goes."""
+
     dataset: list[str] = field(default_factory=lambda: [DEFAULT_DATASET], metadata={"help": "as in training/train.py"})
     validation_dataset: str | None = field(default=None, metadata={"help": "stories to measure bytes per token on"})
     output: str = field(default="modeling", metadata={"help": "folder the tokenizer files go to"})
@@ -80,6 +82,7 @@ class TokenizerArguments:
 
 
 def main() -> None:
+    """Train a tokenizer by command."""
     (arguments,) = HfArgumentParser(TokenizerArguments).parse_args_into_dataclasses()
     stories = load_stories(arguments.dataset, "train")
     tokenizer = train_tokenizer((text for batch in stories.iter(1000) for text in batch["text"]), arguments.vocab_size)

@@ -59,6 +59,7 @@ def choose_precision(requested: str) -> str:
 
 
 def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> TinyStoryConfig:
+    """The model's configuration; ValueError where a row is longer than its context."""
     planned = {"control_prefix": True} if config.wishes_share else {}
     model_config = TinyStoryConfig(vocab_size=len(tokenizer), **config.model, **planned)
     context = model_config.max_position_embeddings
@@ -68,6 +69,7 @@ def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBas
 
 
 def build_model(config: TrainingConfig, model_config: TinyStoryConfig) -> TinyStoryForCausalLM:
+    """A new model, or the one that `init_from` names, with the run's attention and dropout."""
     model = TinyStoryForCausalLM(model_config)
     model.set_attn_implementation(config.attention)
     if config.init_from:
@@ -210,6 +212,7 @@ def estimate(
 
 
 def main() -> None:
+    """Train, or go on with a run that was interrupted."""
     config = parse_config(sys.argv[1:])
     run_dir = Path(config.output_dir)
     accelerator = Accelerator(
