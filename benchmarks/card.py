@@ -7,6 +7,7 @@ A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->` (in the card
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,14 @@ def stories() -> str:
         "windows of 50 tokens recited, %": lambda one: f"{100 * one['recited']:.2f}",
     }
     for name in texts["real"]["quality"]:
-        picked[name] = lambda one, name=name: interval(one["quality"][name], 3) if name in one["quality"] else "-"
+        picked[name] = partial(_quality, name)
     for name, cell in picked.items():
         lines.append(f"| {name} | {' | '.join(cell(texts[key]) for key in shown)} |")
     return "\n".join(lines) + "\n"
+
+
+def _quality(name: str, about: dict[str, Any]) -> str:
+    return interval(about["quality"][name], 3) if name in about["quality"] else "-"
 
 
 def endings() -> str:
