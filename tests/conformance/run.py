@@ -111,7 +111,7 @@ def main() -> int:
         (package / "__init__.py").touch()
     shutil.copyfile(HERE / "suite.py", suite)
     command = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", str(folder), "-p", "no:warnings", "-rs"]
-    paths = {"PYTHONPATH": f"{folder}:{folder / 'src'}:{folder / 'utils'}", "TINY_STORY_ROOT": str(ROOT)}
+    paths = {"PYTHONPATH": f"{folder}:{folder / 'src'}:{folder / 'utils'}:{ROOT}", "TINY_STORY_ROOT": str(ROOT)}
     code = subprocess.run([*command, "-q", str(suite), *passed_on], cwd=folder, env=os.environ | paths).returncode
     print(f"common tests of transformers {VERSION}" + (f"; generation and export tests {upstream}" if upstream else ""))
     for name in missing:
