@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from tqdm.auto import tqdm
@@ -28,7 +29,7 @@ from training.checkpoint import load_pretrained
 from training.coherence import end_bits, quality
 from training.data import load_stories, normalise_story
 from training.endings import BANDS, Judge, kept, make_pairs, real_stories, repeated_four_grams, tell_pairs
-from training.memorisation import WINDOW, recited_share
+from training.memorisation import WINDOW, share_among, training_windows
 from training.metrics import (
     StoryScore,
     bits_by_length,
@@ -254,8 +255,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     real = validation[: arguments.count]
     judge = Judge(*load_pretrained(arguments.judge))
     texts = {"generate": about_texts(plain, ended, judge), "real": about_texts(real, [True] * len(real), judge)}
-    texts["generate"]["recited"] = _recited(plain, training, tokenizer)
-    texts["real"]["recited"] = _recited(real, training, tokenizer)
+    known = training_windows(training, tokenizer)
+    texts["generate"]["recited"] = _recited(plain, known, tokenizer)
+    texts["real"]["recited"] = _recited(real, known, tokenizer)
     if model.config.model_type == "tiny_story":
         tell = StoryGenerationPipeline(model=model, tokenizer=tokenizer)
         told = [
@@ -265,17 +267,17 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         ]
         stories = [normalise_story(story["story"]) for story in told]
         texts["pipeline"] = about_texts(stories, [story["finish_reason"] == "eos" for story in told], judge)
-        texts["pipeline"]["recited"] = _recited(stories, training, tokenizer)
+        texts["pipeline"]["recited"] = _recited(stories, known, tokenizer)
         if arguments.pairs:
             results["endings"] = about_endings(tell, judge, validation, training, arguments.pairs, arguments.seed)
     results["stories"] = texts
     return _rounded(results)
 
 
-def _recited(texts: Sequence[str], training: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> float | None:
-    """Share of the texts' windows of WINDOW tokens that stand in the training stories; None if all are shorter."""
+def _recited(texts: Sequence[str], known: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float | None:
+    """Share of the texts' windows of WINDOW tokens that are known; None if all texts are shorter."""
     try:
-        return recited_share(texts, training, tokenizer)
+        return share_among(texts, known, tokenizer)
     except ValueError:
         return None
 
