@@ -49,7 +49,7 @@ NEWLINES = {"one": "\n", "two": "\n\n"}  # what parts the paragraphs of the stor
 TRIED_ON = 100  # stories that the newline is chosen by
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
 LONGEST_BYTES = 1600  # of a free story; 96 % of the real ones are shorter
-VARIETY_WORDS = 80  # variety is compared on so many first words
+VARIETY_WORDS, VARIETY_STORIES = 80, 64  # variety is compared on so many first words of as many stories
 DIGITS = 5  # of a float in the results
 
 
@@ -179,7 +179,7 @@ def free_stories(
 
 def about_texts(texts: Sequence[str], ended: Sequence[bool], judge: Judge) -> dict[str, Any]:
     """What can be counted in stories: length, repetition, variety, proper ends, coherence, who they are about."""
-    few = first_words(texts, VARIETY_WORDS)
+    few = first_words(texts, VARIETY_WORDS)[:VARIETY_STORIES]
     proper = [float(end and closes_sentence(text)) for text, end in zip(texts, ended, strict=True)]
     repeated = [repeated_four_grams(text) for text in texts]
     ones = [1] * len(texts)
