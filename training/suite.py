@@ -301,6 +301,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
 def read(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """All results in a folder, by checkpoint, the fewest bits per byte first."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = [results for results in found if "checkpoint" in results]  # not the counts of who stories are about
     return {results["checkpoint"]: results for results in sorted(found, key=lambda one: one["bits per byte"]["value"])}
 
 
