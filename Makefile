@@ -29,12 +29,22 @@ test-oldest: ## the tests on the oldest supported transformers, in an environmen
 		> build/constraints-oldest.txt
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=build/constraints-oldest.txt
 
-conformance: $(READY) ## transformers' own model tests, fetched, against both recipes (minutes)
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) parameterized
-	$(BIN)/python tests/conformance/run.py
+conformance: $(READY) ## transformers' own model tests against both recipes; UPSTREAM=a checkout has more of them (minutes)
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) parameterized httpx
+	$(BIN)/python tests/conformance/run.py $(if $(UPSTREAM),--upstream $(UPSTREAM))
 
-bench: $(READY) ## speed side by side with a peer, ratios printed (a minute)
-	$(BIN)/python -m benchmarks.speed
+bench: $(READY) ## speed side by side with a peer; LLAMA2C=a folder with run and runq takes them along (a minute)
+	$(BIN)/python -m benchmarks.speed $(if $(LLAMA2C),--llama2c $(LLAMA2C))
+
+results: $(READY) ## docs/results, card and README anew; DATA=folder of train, fragments and validation.parquet, PEERS=of converted peers
+	for model in modeling:modern:modeling/classic modeling/classic:classic:modeling $(foreach peer,$(wildcard $(PEERS)/*),$(peer):$(notdir $(peer)):modeling/classic); do \
+		set -- $$(echo $$model | tr : ' ') && $(BIN)/python -m training.evaluate suite --model $$1 --name $$2 --judge $$3 \
+			--dataset $(DATA)/validation.parquet --training_dataset $(DATA)/train.parquet $(DATA)/fragments.parquet || exit 1; \
+	done
+	$(BIN)/python -m training.coherence --dataset $(DATA)/validation.parquet
+	$(BIN)/python -m training.biases --dataset $(DATA)/train.parquet
+	$(BIN)/python -m benchmarks.comparison
+	$(BIN)/python -m benchmarks.card
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -65,7 +75,7 @@ $(APP_READY): space/requirements.txt $(CONSTRAINTS)
 
 # On top of what the page needs, torch by its pin among it: other packages then take it as it is.
 $(READY): pyproject.toml $(CONSTRAINTS) $(APP_READY)
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[train,finetune,onnx,gguf,space,test]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[train,evaluate,finetune,onnx,gguf,space,test]'
 	touch $@
 
-.PHONY: help app test test-all test-oldest conformance bench lint chromium compiler train clean
+.PHONY: help app test test-all test-oldest conformance bench results lint chromium compiler train clean

@@ -1,7 +1,7 @@
 """What each part of the recipe is worth: runs at equal tokens that differ in one thing, and two peers in the same loop.
 
     python -m benchmarks.ablations run --dataset train.parquet --validation_dataset validation.parquet [--only NAME ...]
-    python -m benchmarks.ablations report
+    python -m benchmarks.ablations report [--kept ablations]
 
 Every run trains a small model of the modern recipe, or a peer of the same number of parameters built from
 transformers' own classes, through training/train.py's `update` on the same stories, and is scored in bits per byte on
@@ -33,7 +33,7 @@ from training.cli import Parser, one_line_errors
 from training.config import TrainingConfig
 from training.data import TrainingRows
 from training.optimizer import build_optimizers, learning_rate_factor, set_learning_rate
-from training.report import draw_ablations
+from training.report import draw_ablations, read_runs
 from training.scoring import score_stories
 from training.sources import DEFAULT_DATASET, load_stories, without_stories
 from training.tokenizer import train_tokenizer
@@ -75,6 +75,7 @@ class Variant:
 
 
 def adamw(lr: float, fields: dict[str, Any] | None = None, **changes: Any) -> Variant:
+    """AdamW for every parameter, at one learning rate."""
     chosen = {"muon_lr": 0.0, "adam_lr": lr, "embedding_lr": lr, "weight_decay": 0.1}
     return Variant(fields=chosen | (fields or {}), **changes)
 
@@ -133,11 +134,13 @@ class ClippedAdamW(torch.optim.AdamW):
     """AdamW on gradients of norm 1 at most, as nanoGPT and llama2.c train."""
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Clip the gradients, then AdamW's own step."""
         torch.nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], 1.0)
         return super().step(closure)
 
 
 def peer_optimizers(model: PreTrainedModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """A peer's AdamW; weight decay for its matrices only."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -160,6 +163,7 @@ class PlainRows:
         self.order = torch.randperm(len(self.rows), generator=generator)
 
     def batch(self, step: int, batch_rows: int) -> dict[str, torch.Tensor]:
+        """Rows of the update, `input_ids` and `labels` at least, each (rows, time)."""
         places = torch.arange(step * batch_rows, (step + 1) * batch_rows) % len(self.rows)
         rows = self.rows[self.order[places]]
         return {"input_ids": rows, "labels": rows.clone()}
@@ -181,6 +185,7 @@ class BpeDropoutRows:
         return rows
 
     def batch(self, step: int, batch_rows: int) -> dict[str, torch.Tensor]:
+        """Rows of the update, `input_ids` and `labels` at least, each (rows, time)."""
         pass_number = step * batch_rows // self.rows.num_rows
         if pass_number != self.pass_number:
             self.pass_number, self.rows = pass_number, self._split()
@@ -262,6 +267,7 @@ def run(variant: Variant, seed: int, stories: Dataset, validation: list[str], pa
 
 
 def run_all(arguments: argparse.Namespace) -> None:
+    """Make the runs that are asked for and not made yet."""
     unknown = set(arguments.only) - set(VARIANTS)
     if unknown:
         raise ValueError(f"--only: no variant {sorted(unknown)}; there are {', '.join(VARIANTS)}")
@@ -279,13 +285,16 @@ def run_all(arguments: argparse.Namespace) -> None:
 def report(arguments: argparse.Namespace) -> None:
     """Print the table, in the order of VARIANTS, and draw the figure."""
     runs: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
+    kept = read_runs() if arguments.kept else {}
     for name, variant in VARIANTS.items():
         for seed in variant.seeds:
             path = arguments.output_dir / f"{name}.{seed}.jsonl"
-            if path.exists():
+            if arguments.kept and (lines := kept.get(f"{arguments.kept}/{name}.{seed}")):
+                runs[name].append(lines)
+            elif not arguments.kept and path.exists():
                 runs[name].append([json.loads(line) for line in path.read_text().splitlines()])
     if "modern" not in runs:
-        raise ValueError(f"{arguments.output_dir}: no runs here; make them with `run`")
+        raise ValueError(f"{arguments.kept or arguments.output_dir}: no runs here; make them with `run`")
     base = mean(lines[-1]["bits_per_byte"] for lines in runs["modern"])
     print("| variant | parameters | tokens | bits per byte | against modern | seeds |\n|---|---|---|---|---|---|")
     for name, made in runs.items():
@@ -301,11 +310,15 @@ def report(arguments: argparse.Namespace) -> None:
 
 @one_line_errors
 def main() -> None:
+    """Make runs, or report them."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "report"))
     parser.add_argument("--dataset", nargs="+", default=RECIPE["dataset"], help="as for training/train.py")
     parser.add_argument("--validation_dataset", default=DEFAULT_DATASET)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/ablations"))
+    parser.add_argument(
+        "--kept", help="report: the kept runs of this name (ablations, ablations_seeds), not a folder's"
+    )
     parser.add_argument("--figure", type=Path, default=ROOT / "docs/figures/ablations.png")
     parser.add_argument("--only", nargs="*", default=[], help="names of variants; all without it")
     arguments = parser.parse_args()

@@ -30,6 +30,7 @@ VOCABULARY = 5000
 
 
 def models(attention: str) -> dict[str, Any]:
+    """The flagship and its peers, of one width and depth, by name."""
     shape = RECIPE["model"]
     modern = TinyStoryForCausalLM(TinyStoryConfig(vocab_size=VOCABULARY, dropout=RECIPE["dropout"], **shape))
     modern.set_attn_implementation(attention)
@@ -50,6 +51,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """How long a call takes, on an accelerator until it is done."""
     began = time.perf_counter()
     run()
     if device.type == "cuda":
@@ -58,6 +60,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def main() -> None:
+    """Measure all in turn and print rates, ratios and MFU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, default=RECIPE["micro_batch_rows"])

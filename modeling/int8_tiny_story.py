@@ -39,6 +39,7 @@ class Int8Linear:
 
 
 def whole_blocks(tokens: int) -> int:
+    """Tokens rounded up to whole blocks."""
     return -(-tokens // BLOCK) * BLOCK
 
 
@@ -70,6 +71,7 @@ class Int8Layer:
 
 
 def pack_norm(norm: Any) -> Norm:
+    """A norm's gain, scaled for `unit_norm` where it has no bias, and its bias."""
     gain, bias = norm.weight.detach().float(), getattr(norm, "bias", None)
     if bias is None:
         return gain * len(gain) ** 0.5, None  # for `unit_norm`
@@ -110,9 +112,11 @@ class Int8Decoder:
         self.caches: list[torch.Tensor] = []  # keys and values of the first layer, of the second, ...
 
     def fresh(self) -> Self:
+        """A decoder of the same weights, without rows."""
         return type(self)(self.weights)
 
     def start(self, prompts: Sequence[list[int]], room: int = 0) -> torch.Tensor:
+        """Read the prompts; logits of the token after each, (rows, vocab)."""
         parts, logits = [], []
         for prompt in prompts:  # one at a time: bit for bit what each gets alone
             part = type(self)(self.weights)
@@ -126,6 +130,7 @@ class Int8Decoder:
         return torch.cat(logits)
 
     def step(self, tokens: Sequence[int | None]) -> torch.Tensor:
+        """Read a token for each row, none where it is None; logits of the rows that read, (rows, vocab)."""
         lengths, awake = self.lengths, [row for row, token in enumerate(tokens) if token is not None]
         logits = self.extend([[token or 0] for token in tokens])[awake, -1]
         # A resting row's token is forgotten: the next one takes its place in the cache.
@@ -133,6 +138,7 @@ class Int8Decoder:
         return logits
 
     def extend(self, rows: Sequence[list[int]], last_only: bool = False) -> torch.Tensor:
+        """Read as many tokens for every row; logits of all of them, (rows, time, vocab), or of the last."""
         ids = torch.tensor(rows)  # (rows, time)
         count, time = ids.shape
         self._reserve(time)
@@ -155,6 +161,7 @@ class Int8Decoder:
         return self.weights.head(hidden.flatten(0, 1)).float().unflatten(0, (count, -1))
 
     def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only, in this order."""
         self.lengths = [self.lengths[row] for row in rows]
         # No row is read after it was written over.
         in_place = all(row >= place or rows[row] == row for place, row in enumerate(rows))
@@ -166,6 +173,7 @@ class Int8Decoder:
             self.caches[index] = cache[: len(rows)] if in_place else cache[rows]
 
     def fork(self, rows: list[int], cut: list[int] | None = None, room: int = 0) -> Self:
+        """Another decoder that has read what these rows have, each less its last `cut` tokens."""
         fork = type(self)(self.weights)
         fork.lengths = [self.lengths[row] - tokens for row, tokens in zip(rows, cut or [0] * len(rows), strict=True)]
         fork.caches = self._empty(len(rows), max(fork.lengths) + room)

@@ -225,6 +225,8 @@ class DecoderLayer(GradientCheckpointingLayer):
 
 
 class TinyStoryPreTrainedModel(PreTrainedModel):
+    """What transformers must know of every model here, and how its weights begin."""
+
     config_class = TinyStoryConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -264,9 +266,11 @@ class TinyStoryModel(TinyStoryPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding, (vocab, hidden)."""
         return self.decoder_embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Put another embedding in its place."""
         self.decoder_embedding = value
 
     @merge_with_config_defaults
@@ -358,9 +362,11 @@ class TinyStoryForCausalLM(TinyStoryPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
+        """The layer that gives the logits."""
         return self.fc
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Put another layer in its place."""
         self.fc = new_embeddings
 
     @can_return_tuple

@@ -68,6 +68,7 @@ class StoryGenerationPipeline(Pipeline):
         num_workers: int | None = None,  # of a `DataLoader`, in other pipelines
         **kwargs: Any,
     ) -> Any:
+        """Tell stories; the class says what the arguments are."""
         inputs = _inputs(start, continue_from)
         parameters = self._parameters(**kwargs)
         if isinstance(inputs, Mapping):
@@ -194,6 +195,7 @@ class StoryGenerationPipeline(Pipeline):
         return [stories[index] for index in range(len(requests))]
 
     def postprocess(self, stories: list[Story], num_stories: int = 1, num_candidates: int = 1) -> Any:
+        """The result of one start: the best of each story's candidates."""
         groups = [stories[i : i + num_candidates] for i in range(0, len(stories), num_candidates)]
         results = [self._result(max(group, key=self._likelihood)) for group in groups]
         return results if num_stories > 1 else results[0]

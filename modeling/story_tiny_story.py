@@ -40,6 +40,7 @@ class Story:
 
     @property
     def words_left(self) -> int:
+        """Words until the reader's limit."""
         return self.request.max_words - self.num_words
 
     def words_needed(self, missing: list[str]) -> int:
@@ -47,6 +48,7 @@ class Story:
         return sum(map(count_words, missing)) + self.ending_words
 
     def write(self, token: int, vocabulary: "Vocabulary") -> None:
+        """Take a token into the story."""
         self.ids.append(token)
         data = self.half + vocabulary.bytes[token]
         piece, read = utf_8_decode(data, "replace", False)
@@ -108,9 +110,11 @@ class Vocabulary:
         return mask
 
     def encode(self, text: str) -> list[int]:
+        """Tokens of a text, without special ones."""
         return list(self._encoded(text))
 
     def decode(self, ids: list[int]) -> str:
+        """Text of some tokens, without special ones."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def at_home(self, words: str) -> str:

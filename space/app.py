@@ -28,6 +28,7 @@ STYLE = """<style>
 
 @st.cache_resource(show_spinner="Opening the story book …")
 def load(model: str) -> Pipeline:
+    """The pipeline, loaded once for all readers, its decoder built."""
     teller = pipeline("story-generation", model=model, trust_remote_code=True)
     teller("Once", max_words=1)  # builds the decoder, so that no reader waits for it
     return teller
@@ -79,6 +80,7 @@ def tell(teller: Pipeline, start: str, end: str, max_words: int) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
+    """A finished story, its ending marked, and how it ended."""
     end = result["end"].rstrip(".!?\"'") if result["end"] else None
     st.html(story_html(result["story"], result["start"], end, writing=False))
     if result["finish_reason"]:
@@ -89,6 +91,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """The page."""
     st.set_page_config(page_title="Tiny Story Generator", page_icon="📖", layout="centered")
     st.html(STYLE)
     st.title("Tiny Story Generator")

@@ -36,6 +36,7 @@ def average(models: list[PreTrainedModel]) -> PreTrainedModel:
 
 @one_line_errors
 def main() -> None:
+    """Average checkpoints by command."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folders or Hub names, two or more")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new or empty folder")

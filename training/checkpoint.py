@@ -93,6 +93,7 @@ def optimizer_states(model: PreTrainedModel, optimizers: list[Any]) -> list[dict
 
 
 def load_optimizer_states(model: PreTrainedModel, optimizers: list[Any], states: list[dict[str, Any]]) -> None:
+    """Give the (prepared) optimisers what `optimizer_states` gave; all processes must call this."""
     for optimizer, state in zip(optimizers, states, strict=True):
         set_optimizer_state_dict(model, optimizer.optimizer, state, options=WHOLE)
 
@@ -146,6 +147,7 @@ def latest_checkpoint(runs: Path) -> Path | None:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's training state, on the CPU."""
     return torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)
 
 

@@ -172,6 +172,7 @@ def _of_type(where: str, name: str, value: Any) -> Any:
 
 
 def refuse_other_config(saved: dict[str, Any], config: TrainingConfig) -> None:
+    """Raise ValueError where a run is resumed with other settings than it was begun with."""
     now = asdict(config)
     saved = asdict(TrainingConfig(config.output_dir)) | saved  # a field that is newer than the run had its default
     different = [name for name in now if name not in _FREE_FIELDS and now[name] != saved[name]]

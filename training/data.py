@@ -58,6 +58,7 @@ def tokenise_batch(
     whole_stories: bool = False,
     closings_share: float = 0.0,
 ) -> dict[str, list]:
+    """Stories to token ids, some with the wishes they would have met; runs in the workers of `datasets`."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(backend)
@@ -118,6 +119,7 @@ def best_fit(lengths: list[int], row_length: int) -> list[list[int]]:
 
 
 def pack_batch(batch: dict[str, list], row_length: int, pad_token_id: int) -> dict[str, list]:
+    """Pack tokenised stories into rows of one length, best fit; runs in the workers of `datasets`."""
     pieces = []  # (tokens, position of the first, leading tokens that are not scored)
     for ids, prefix_length in zip(batch["input_ids"], batch["prefix_length"], strict=True):
         for start in range(0, len(ids), row_length):

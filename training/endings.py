@@ -24,6 +24,8 @@ BANDS = ("last words 1-20", "last words 21-100", "last words 101-1,100", "seen, 
 
 @dataclass(frozen=True)
 class Pair:
+    """A story's first words and its ending, and the ending's band."""
+
     band: str
     start: str
     end: str

@@ -8,10 +8,12 @@ python -m training.evaluate stories  --model modeling
 python -m training.evaluate read make  --dataset validation.parquet --training_dataset train.parquet
 python -m training.evaluate read tally --grades runs/reading/grades-1.jsonl runs/reading/grades-2.jsonl
 python -m training.evaluate surprise --dataset validation.parquet --training_dataset train.parquet
+python -m training.evaluate suite    --help     # all figures of any causal LM, to docs/results (training/suite.py)
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +302,12 @@ def parse_arguments() -> argparse.Namespace:
 
 @one_line_errors
 def main() -> None:
+    """Judge a checkpoint by command."""
+    if sys.argv[1:2] == ["suite"]:
+        from training import suite  # which needs the extra `evaluate`
+
+        suite.main(sys.argv[2:])
+        return
     arguments = parse_arguments()
     if arguments.what == "bits":
         bits(arguments.model, load_texts(arguments)[0])

@@ -180,6 +180,7 @@ FORMS = {"qwen3": export_qwen3, "gguf": export_gguf, "onnx": export_onnx}
 
 @one_line_errors
 def main() -> None:
+    """Export by command."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", choices=sorted(FORMS), required=True)
     parser.add_argument("--model", default="modeling", help="folder or Hub name")

@@ -17,7 +17,21 @@ def recited_share(
 ) -> float:
     """Share of the texts' windows that occur verbatim in a training story (both normalised).
 
-    Two different windows share a hash once in 2^64 pairs.
+    Raises:
+        ValueError: no text is as long as a window.
+    """
+    return share_among(texts, training_windows(training, tokenizer, window), tokenizer, window)
+
+
+def training_windows(training: Iterable[str], tokenizer: PreTrainedTokenizerBase, window: int = WINDOW) -> np.ndarray:
+    """Hashes of all windows of the training stories, each once, in order; two windows share one once in 2^64 pairs."""
+    return np.unique(np.concatenate([window_hashes(ids, window) for ids in _encode(tokenizer, list(training))]))
+
+
+def share_among(
+    texts: Sequence[str], known: np.ndarray, tokenizer: PreTrainedTokenizerBase, window: int = WINDOW
+) -> float:
+    """Share of the texts' windows whose hash is known.
 
     Raises:
         ValueError: no text is as long as a window.
@@ -25,8 +39,7 @@ def recited_share(
     ours = np.concatenate([window_hashes(ids, window) for ids in _encode(tokenizer, list(texts))])
     if not len(ours):
         raise ValueError(f"no text of {window} tokens or more")
-    theirs = np.unique(np.concatenate([window_hashes(ids, window) for ids in _encode(tokenizer, list(training))]))
-    return float(np.isin(ours, theirs).mean())
+    return float(np.isin(ours, known).mean())
 
 
 def window_hashes(ids: list[int], window: int) -> np.ndarray:

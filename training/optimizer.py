@@ -20,6 +20,7 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One update; in fp32 where the processor has no bf16."""
         if bf16_is_fast():
             return super().step(closure)
         loss = None if closure is None else torch.enable_grad()(closure)()
@@ -103,6 +104,7 @@ def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, decay_fra
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set every group to its peak rate times a factor."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor

@@ -98,6 +98,7 @@ def assemble_space(folder: Path, repo: str) -> None:
 
 
 def list_files(folder: Path, title: str) -> None:
+    """Print a folder's files and their sizes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     print(f"{title}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
     for path in files:
@@ -143,10 +144,12 @@ def push(api: HfApi, folder: Path, repo: str, kind: str, message: str, tag: str,
 
 
 def project_version() -> str:
+    """The version in pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 
 def publish(arguments: argparse.Namespace) -> None:
+    """Check, assemble and push what is asked for."""
     try:
         validate_repo_id(arguments.repo)
         _, _ = arguments.repo.split("/")
@@ -181,6 +184,7 @@ def publish(arguments: argparse.Namespace) -> None:
 
 @one_line_errors
 def main() -> None:
+    """Publish by command."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repo", required=True, help="user/name of the model's repository, made if it is not there")
     parser.add_argument("--private", action="store_true", help="make a new repository private")

@@ -1,6 +1,15 @@
-"""Figures, and the metrics.jsonl that a training run leaves."""
+"""Figures, the metrics.jsonl that a training run leaves, and the runs that are kept.
 
+    python -m training.report add runs/mine/metrics.jsonl --name modern_13     # keep a run's curve
+    python -m training.report draw                                             # draw the notebook's figures again
+    python -m training.report draw loss.png --names modern_11 modern_12        # draw kept runs, each from 0 tokens
+
+Kept runs lie in docs/metrics/runs.jsonl.xz: a line of a run's metrics.jsonl, and the run's name, on each line.
+"""
+
+import argparse
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +17,24 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT_RUNS = ROOT / "docs/metrics/runs.jsonl.xz"
+DIGITS = 5  # of a kept float, after the point: a curve shows no more
+# The notebook's loss figures: what each run is called there; where True, a run begins where the one before ended.
+FIGURES: dict[str, tuple[bool, dict[str, str]]] = {
+    "classic_loss.png": (True, {"classic_1": "classic, first part", "classic_2": "classic, second part"}),
+    "modern_loss.png": (True, {"modern": "first run", "modern_2": "second run", "modern_3": "third run"}),
+    "modern_later_loss.png": (
+        False,
+        {
+            "modern_9": "ninth run",
+            "modern_10": "tenth",
+            "modern_11": "eleventh",
+            "modern_12": "twelfth, dropout 0.05",
+        },
+    ),
+}
 
 
 class Metrics:
@@ -22,6 +49,7 @@ class Metrics:
             self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def read(self) -> list[dict[str, Any]]:
+        """The lines written so far, without one that a kill cut short."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         whole = []
         for line in lines:
@@ -32,16 +60,65 @@ class Metrics:
         return whole
 
     def write(self, **values: Any) -> None:
+        """Add a line, on the main process only."""
         if self.enabled:
             with self.path.open("a") as file:
                 file.write(json.dumps(values) + "\n")
 
     def has_score(self, step: int) -> bool:
+        """Whether the model was scored at an update."""
         return any(line["step"] == step and "bits_per_byte" in line for line in self.read())
 
     def draw(self) -> None:
+        """Draw the run's curves beside its metrics."""
         if self.enabled:
             draw_losses({self.path.parent.name: self.read()}, self.figure)
+
+
+def read_runs(path: Path = KEPT_RUNS) -> dict[str, list[dict[str, Any]]]:
+    """Kept runs: by name, the lines of each one's metrics.jsonl, in order."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    if path.exists():
+        with lzma.open(path, "rt", encoding="utf-8") as file:
+            for line in map(json.loads, file):
+                runs.setdefault(line.pop("run"), []).append(line)
+    return runs
+
+
+def add_run(name: str, lines: list[dict[str, Any]], path: Path = KEPT_RUNS) -> None:
+    """Keep a run's curve.
+
+    Raises:
+        ValueError: the run has no lines, or a run of that name is kept already.
+    """
+    runs = read_runs(path)
+    if not lines:
+        raise ValueError(f"run {name!r} has no lines to keep")
+    if name in runs:
+        raise ValueError(f"a run {name!r} is kept already in {path}; give this one another name")
+    runs[name] = [
+        {key: round(value, DIGITS) if isinstance(value, float) else value for key, value in line.items()}
+        for line in lines
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lzma.open(path, "wt", preset=9 | lzma.PRESET_EXTREME, encoding="utf-8") as file:
+        for run, kept in runs.items():
+            file.writelines(json.dumps({"run": run} | line, separators=(",", ":")) + "\n" for line in kept)
+
+
+def chosen_runs(labels: dict[str, str], in_a_row: bool) -> dict[str, list[dict[str, Any]]]:
+    """Kept runs under other names; `in_a_row`, each one's tokens counted on from the one before.
+
+    Raises:
+        ValueError: no run of that name is kept.
+    """
+    runs, chosen, before = read_runs(), {}, 0
+    for name, label in labels.items():
+        if name not in runs:
+            raise ValueError(f"no run {name!r} is kept; there are {', '.join(runs)}")
+        chosen[label] = [line | {"tokens": line["tokens"] + before} for line in runs[name]]
+        before = chosen[label][-1]["tokens"] if in_a_row else 0
+    return chosen
 
 
 def draw_losses(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -134,3 +211,31 @@ def draw_endings(results: dict[str, Any], path: Path) -> None:
     axes.legend(frameon=False, ncols=len(shown), loc="lower left", bbox_to_anchor=(0, 1))  # above: bars are tall
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def main() -> None:
+    """Keep a run, or draw figures from kept runs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("add", "draw"))
+    parser.add_argument("path", type=Path, nargs="?", help="add: a metrics.jsonl; draw: one figure instead of all")
+    parser.add_argument("--name", help="add: what the run is called")
+    parser.add_argument("--names", nargs="+", help="draw: the runs in that figure")
+    arguments = parser.parse_args()
+    try:
+        if arguments.what == "add":
+            if not (arguments.path and arguments.name):
+                parser.error("add needs a metrics.jsonl and --name")
+            add_run(arguments.name, [json.loads(line) for line in arguments.path.read_text().splitlines()])
+        elif arguments.path:
+            if not arguments.names:
+                parser.error("a figure needs --names")
+            draw_losses(chosen_runs({name: name for name in arguments.names}, in_a_row=False), arguments.path)
+        else:
+            for figure, (in_a_row, labels) in FIGURES.items():
+                draw_losses(chosen_runs(labels, in_a_row), ROOT / "docs/figures" / figure)
+    except (OSError, ValueError) as problem:
+        parser.error(str(problem))
+
+
+if __name__ == "__main__":
+    main()

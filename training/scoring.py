@@ -23,10 +23,12 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
+        """Bits of text and ends, over the bytes of the text."""
         return self.nats / math.log(2) / self.num_bytes
 
     @property
     def nats_per_token(self) -> float:
+        """The loss that training shows."""
         return self.nats / self.num_tokens
 
 
@@ -53,7 +55,6 @@ def score_stories(
     )
 
 
-@torch.no_grad()
 def token_nats(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -72,12 +73,25 @@ def token_nats(
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     rows = [[bos, *ids, eos] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    longest = len(rows[order[-1]])
+    longest = max(map(len, rows), default=0)
     if longest > model.config.max_position_embeddings + 1:
         raise ValueError(
             f"a story of {longest} tokens does not fit into the context of {model.config.max_position_embeddings}"
         )
+    return row_nats(model, rows, batch_tokens, progress)
+
+
+@torch.no_grad()
+def row_nats(
+    model: PreTrainedModel, rows: Sequence[list[int]], batch_tokens: int = 8192, progress: bool = False
+) -> list[list[float]]:
+    """-log p of every token of each row but its first, given those before it, in nats, without dropout.
+
+    Args:
+        rows: token ids, of any lengths; one more than the model's context at most.
+        batch_tokens: tokens per forward pass, padding included.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     was_training = model.training
     model.eval()
     nats: list[list[float]] = [[] for _ in rows]

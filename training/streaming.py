@@ -70,9 +70,11 @@ class StreamedRows:
         return {name: torch.tensor([row[name] for row in rows]) for name in ("input_ids", "position_ids", "labels")}
 
     def state_dict(self) -> dict[str, Any]:
+        """Where in the stream the next row begins."""
         return {**self.before, "taken": self.taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was."""
         self._open(state["stream"])
         self.pass_number, self.num_stories = state["pass_number"], state["num_stories"]
         self._fill()

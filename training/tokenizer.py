@@ -74,6 +74,8 @@ def bytes_per_token(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> flo
 
 @dataclass
 class TokenizerArguments:
+    """What the tokenizer is trained on, and where it goes."""
+
     dataset: list[str] = field(default_factory=lambda: [DEFAULT_DATASET], metadata={"help": "as in training/train.py"})
     validation_dataset: str | None = field(default=None, metadata={"help": "stories to measure bytes per token on"})
     text_column: str = field(default="text", metadata={"help": "as in training/train.py"})

@@ -61,6 +61,7 @@ def choose_precision(requested: str) -> str:
 
 
 def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> TinyStoryConfig:
+    """The model's configuration; ValueError where a row is longer than its context."""
     planned = {"control_prefix": True} if config.wishes_share else {}
     refuse_unknown("model", config.model, [field.name for field in fields(TinyStoryConfig)])
     with refused("model"):
@@ -72,6 +73,7 @@ def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBas
 
 
 def build_model(config: TrainingConfig, model_config: TinyStoryConfig) -> TinyStoryForCausalLM:
+    """A new model, or the one that `init_from` names, with the run's attention and dropout."""
     model = TinyStoryForCausalLM(model_config)
     with refused(f"attention {config.attention}"):
         model.set_attn_implementation(config.attention)
@@ -232,6 +234,7 @@ def estimate(
 
 @one_line_errors
 def main() -> None:
+    """Train, or go on with a run that was interrupted."""
     config = parse_config(sys.argv[1:])
     run_dir = Path(config.output_dir)
     accelerator = Accelerator(

@@ -2,11 +2,14 @@
 
 The tests of the installed transformers version are fetched into build/conformance/, none of them is part of this
 project: `tests/test_*.py` from its source distribution on PyPI, the generation and export tests from its repository.
-Where the repository cannot be reached, the tests from PyPI run, and the end of the output says which did not.
+Where the repository cannot be reached, the tests from PyPI run, and the end of the output says which did not;
+`--upstream FOLDER` (`make conformance UPSTREAM=FOLDER`) takes them from a checkout of the repository or a fork instead.
 `suite.py` beside this file is the model's side: what transformers asks every model's test file to say.
 """
 
+import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +22,6 @@ import transformers
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 VERSION = transformers.__version__
-FOLDER = ROOT / "build" / "conformance" / VERSION
 REPOSITORY = f"https://raw.githubusercontent.com/huggingface/transformers/v{VERSION}/"
 # Not in the source distribution; what stands in, so that the rest runs, where the repository cannot be reached.
 FROM_REPOSITORY = {
@@ -28,11 +30,12 @@ FROM_REPOSITORY = {
     "tests/utils/test_configuration_utils.py": "config_common_kwargs = {}\n",
     "tests/utils/tiny_model_summary.json": "{}\n",  # which tiny checkpoints the pipeline tests find on the Hub
 }
+FROM_CHECKOUT = ("tests/generation", "tests/exporters", "tests/utils", "utils")
 
 
-def fetch_distribution() -> None:
-    """The sdist's tests, unpacked into FOLDER."""
-    download = FOLDER / "download"
+def fetch_distribution(folder: Path) -> None:
+    """The sdist's tests, unpacked into a folder."""
+    download = folder / "download"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
     command += ["--no-binary", "transformers", f"transformers=={VERSION}", "--dest", str(download)]
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "setuptools", "wheel"], check=True)
@@ -42,17 +45,38 @@ def fetch_distribution() -> None:
         for member in tar.getmembers():
             name = Path(*Path(member.name).parts[1:])
             if member.isfile() and name.parts[0] == "tests":
-                target = FOLDER / name
+                target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(tar.extractfile(member).read())
     shutil.rmtree(download)
 
 
-def fetch_rest() -> list[str]:
+def copy_rest(folder: Path, checkout: Path) -> str:
+    """What the sdist lacks, from a checkout; the checkout's version.
+
+    Raises:
+        SystemExit: there are no such tests.
+    """
+    for name in FROM_CHECKOUT:
+        if not (checkout / name).is_dir():
+            raise SystemExit(f"{checkout} is no checkout of transformers: no folder {name}")
+        shutil.copytree(checkout / name, folder / name, dirs_exist_ok=True)
+    for path in (checkout / "tests").glob("*.py"):
+        if not (folder / "tests" / path.name).exists():
+            shutil.copyfile(path, folder / "tests" / path.name)
+    summary = folder / "tests/utils/tiny_model_summary.json"
+    if not summary.exists():
+        summary.write_text("{}\n")
+    source = checkout / "src/transformers/__init__.py"
+    found = re.search(r'__version__ = "(.+)"', source.read_text()) if source.exists() else None
+    return found[1] if found else "of an unknown version"
+
+
+def fetch_rest(folder: Path) -> list[str]:
     """The files the sdist lacks, or what stands in for them; the names of those that could not be had."""
     missing = []
     for name, stand_in in FROM_REPOSITORY.items():
-        path = FOLDER / name
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         (path.parent / "__init__.py").touch()
         try:
@@ -65,35 +89,31 @@ def fetch_rest() -> list[str]:
 
 
 def main() -> int:
-    if not (FOLDER / "tests" / "test_modeling_common.py").is_file():
-        fetch_distribution()
-    missing = fetch_rest()
-    (FOLDER / "src").mkdir(exist_ok=True)
-    library = FOLDER / "src" / "transformers"  # the pipeline tests read it by this path
+    """Run the suite, and say which tests it took from where."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--upstream", type=Path, help="a checkout of transformers' repository or of a fork")
+    arguments, passed_on = parser.parse_known_args()
+    folder = ROOT / "build" / "conformance" / (f"{VERSION}-checkout" if arguments.upstream else VERSION)
+    if not (folder / "tests" / "test_modeling_common.py").is_file():
+        fetch_distribution(folder)
+    missing, upstream = [], None
+    if arguments.upstream:
+        upstream = copy_rest(folder, arguments.upstream.resolve())
+    else:
+        missing = fetch_rest(folder)
+    (folder / "src").mkdir(exist_ok=True)
+    library = folder / "src" / "transformers"  # the pipeline tests read it by this path
     if not library.exists():
         library.symlink_to(Path(transformers.__file__).parent)
-    suite = FOLDER / "tests" / "models" / "tiny_story" / "test_modeling_tiny_story.py"
+    suite = folder / "tests" / "models" / "tiny_story" / "test_modeling_tiny_story.py"
     suite.parent.mkdir(parents=True, exist_ok=True)
-    for folder in (FOLDER / "tests", suite.parent.parent, suite.parent):
-        (folder / "__init__.py").touch()
+    for package in (folder / "tests", suite.parent.parent, suite.parent):
+        (package / "__init__.py").touch()
     shutil.copyfile(HERE / "suite.py", suite)
-    arguments = [
-        "-m",
-        "pytest",
-        "-c",
-        "/dev/null",
-        "--rootdir",
-        str(FOLDER),
-        "-p",
-        "no:warnings",
-        "-rs",
-        "-q",
-        str(suite),
-        *sys.argv[1:],
-    ]
-    environment = {"PYTHONPATH": f"{FOLDER}:{FOLDER / 'src'}", "TINY_STORY_ROOT": str(ROOT)}
-
-    code = subprocess.run([sys.executable, *arguments], cwd=FOLDER, env=os.environ | environment).returncode
+    command = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", str(folder), "-p", "no:warnings", "-rs"]
+    paths = {"PYTHONPATH": f"{folder}:{folder / 'src'}:{folder / 'utils'}:{ROOT}", "TINY_STORY_ROOT": str(ROOT)}
+    code = subprocess.run([*command, "-q", str(suite), *passed_on], cwd=folder, env=os.environ | paths).returncode
+    print(f"common tests of transformers {VERSION}" + (f"; generation and export tests {upstream}" if upstream else ""))
     for name in missing:
         print(f"not run, could not be fetched: {name}")
     return code
