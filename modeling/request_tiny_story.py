@@ -42,6 +42,7 @@ def keeps_capitals(text: str, ending: str) -> bool:
 
 
 def has_inner_capital(word: str) -> bool:
+    """Whether a letter after the first one is a capital."""
     return word[1:] != word[1:].lower()
 
 

@@ -8,6 +8,7 @@ _forked = False
 
 
 def threads() -> int:
+    """How many threads a decoder may use in this process."""
     return 1 if _forked else torch.get_num_threads()
 
 

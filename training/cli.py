@@ -28,6 +28,7 @@ class Parser(HfArgumentParser):
     """An `argparse.ArgumentParser`, and one for data classes, that complains in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise what `one_line_errors` prints."""
         raise ValueError(message)
 
 

@@ -31,6 +31,7 @@ CLOSE_ID, BEGIN_ID = SPECIAL_TOKENS.index(CLOSE), SPECIAL_TOKENS.index(BEGIN)
 
 
 def backwards(ids: list[int]) -> list[int]:
+    """Tokens turned round, with the tokens that say so."""
     return [CLOSE_ID, *reversed(ids), BEGIN_ID]
 
 

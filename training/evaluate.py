@@ -243,6 +243,7 @@ def surprise(arguments: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line, with what only it can know checked."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
 

@@ -278,6 +278,7 @@ def _normalise_batch(batch: dict[str, list]) -> dict[str, list]:
 
 
 def digest(text: str) -> bytes:
+    """A story's fingerprint, 16 bytes."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 

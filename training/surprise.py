@@ -59,6 +59,7 @@ class Judges:
 
     @classmethod
     def load(cls, names: Sequence[str]) -> "Judges":
+        """Judges from folders or Hub names."""
         loaded = [load_pretrained(name) for name in names]
         return cls([model for model, _ in loaded], [tokenizer for _, tokenizer in loaded])
 
@@ -156,6 +157,7 @@ def separation(real: Sequence[list[Surprise]], spoilt: dict[str, list[list[Surpr
 
 
 def area(low: Sequence[float], high: Sequence[float]) -> str:
+    """The area under the ROC curve with its interval, for a table."""
     value = roc_auc(low, high)
     begin, end = auc_interval(low, high)
     return f"{value:.3f} ({begin:.3f}-{end:.3f}){'' if value >= SEPARATES else ', not seen'}"

@@ -86,6 +86,7 @@ class TokenizerArguments:
 
 @one_line_errors
 def main() -> None:
+    """Train a tokenizer by command."""
     (arguments,) = Parser(TokenizerArguments).parse_args_into_dataclasses()
     reading = {"text_column": arguments.text_column, "story_separator": arguments.story_separator}
     stories = load_stories(arguments.dataset, "train", **reading)
