@@ -37,11 +37,11 @@ class EngineError(Exception):
     """What stands in a reader's way, in words for the reader."""
 
 
-class Busy(EngineError):
+class Busy(EngineError):  # noqa: N818
     """Too many readers, or the storyteller had to be started again: ask once more."""
 
 
-class TooSlow(EngineError):
+class TooSlow(EngineError):  # noqa: N818
     """The time limit for a story was reached."""
 
 
@@ -159,7 +159,7 @@ class Engine:
         answer = self._answer(LONGEST_STORY)
         if answer is None:
             self.close()  # its answer must never reach the next reader
-            raise TooSlow(f"This story was not written within {LONGEST_STORY:.0f} seconds. Please ask for a shorter one.")
+            raise TooSlow(f"No story came within {LONGEST_STORY:.0f} seconds. Please ask for a shorter one.")
         if "wrong" in answer:
             raise ValueError(answer["wrong"])
         if "failed" in answer:
