@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from transformers import Pipeline
@@ -22,17 +23,12 @@ WISHES = {"start": "the little fox", "end": "home", "max_words": 60}
 ONE_ENGINE = """
 import sys; sys.path.insert(0, sys.argv[1])
 from concurrent.futures import ThreadPoolExecutor
-from engine import Engine
+from engine import Busy, Engine
 with ThreadPoolExecutor(3) as readers:
     engines = list(readers.map(lambda _: Engine.load(sys.argv[2]), range(3)))
 print(len(set(map(id, engines))) == 1, "torch" in sys.modules)
-"""
-UNFORESEEN = """
-import sys; sys.path.insert(0, sys.argv[1])
-from engine import Busy, Engine
-engine = Engine.load(sys.argv[2])
 try:
-    engine.tell({"start": "Secretive Sam", "end": "home", "temperature": {"secretive": 1}})
+    engines[0].tell({"start": "Secretive Sam", "end": "home", "temperature": {"secretive": 1}})
 except Busy as problem:
     print(problem)
 """
@@ -71,12 +67,12 @@ def test_the_classic_is_told_by_the_same_engine(engine: Engine, classic_model, t
     assert engine.tell(WISHES | {"seed": 2}, subfolder="classic") == [classic(**WISHES, seed=2)]
 
 
-def test_the_pages_process_has_one_engine_and_no_torch():
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", ONE_ENGINE, str(ROOT / "space"), str(HUB_FOLDER)],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.stdout.split() == ["True", "False"], done.stderr
+def test_one_engine_no_torch_in_the_pages_process_and_no_readers_words_in_the_log(tmp_path: Path):
+    """What the storyteller cannot foresee is logged without its message, which may hold a reader's words."""
+    command = [sys.executable, "-P", "-c", ONE_ENGINE, str(ROOT / "space"), str(HUB_FOLDER)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines() == ["True False", LOST], done.stderr
+    assert "TypeError" in done.stderr and "ecretive" not in done.stderr
 
 
 def test_every_reader_gets_their_own_story(engine: Engine, tell: Pipeline):
@@ -196,14 +192,6 @@ def test_what_cannot_be_told_is_said(engine: Engine, wishes: dict, drafts: int, 
         engine.tell(wishes, drafts)
 
 
-def test_a_model_that_is_not_there(tmp_path):
+def test_a_model_that_is_not_there(tmp_path: Path):
     with pytest.raises(OSError, match="config"):
         Engine.load(str(tmp_path))
-
-
-def test_a_readers_words_stay_out_of_the_log(tmp_path):
-    """What the storyteller cannot foresee is logged without its message, which may hold them."""
-    command = [sys.executable, "-P", "-c", UNFORESEEN, str(ROOT / "space"), str(HUB_FOLDER)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert "ask once more" in done.stdout and "TypeError" in done.stderr
-    assert "ecretive" not in done.stderr
