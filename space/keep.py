@@ -4,6 +4,7 @@ What a reader typed is text in every one of them, never markup.
 """
 
 import io
+import logging
 import re
 from html import escape
 from importlib.resources import files
@@ -14,7 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tale import Tale
 
-FONT = Path(str(files("fontpkg_source_serif_4"))) / "files" / "SourceSerif4[opsz,wght].ttf"
+logging.getLogger("fpdf").setLevel(logging.ERROR)  # its warnings name the reader's letters that the font lacks
+FONTS = Path(str(files("fontpkg_crimson_text"))) / "files"
+REGULAR, BOLD = FONTS / "CrimsonText-Regular.ttf", FONTS / "CrimsonText-SemiBold.ttf"
 PAPER, INK, ACCENT, SOFT = (253, 248, 240), (46, 37, 28), (163, 68, 32), (226, 208, 180)
 LINE = "Tiny Story Generator"
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$&:])")
@@ -59,24 +62,23 @@ def as_page(tale: Tale) -> bytes:
 
 
 def as_pdf(tale: Tale) -> bytes:
-    pdf = FPDF(format="A5")
+    pdf = FPDF(format=(148, 210))
     pdf.set_title(tale.title)
     pdf.set_creator(LINE)
     pdf.set_lang("en")
     pdf.set_auto_page_break(True, margin=20)
-    pdf.add_font("Serif", fname=FONT, variations={"opsz": 14, "wght": 400})
+    pdf.add_font("Serif", fname=REGULAR)
+    pdf.add_font("Serif", "B", fname=BOLD)
     pdf.set_margins(20, 22)
     pdf.add_page()
     pdf.set_fill_color(*PAPER)
     pdf.rect(0, 0, pdf.w, pdf.h, style="F")
-    pdf.set_font("Serif", size=13)
-    pdf.set_text_color(*INK)
     initial, parts = _initial(tale)
     pdf.set_text_color(*ACCENT)
-    pdf.set_font_size(30)
+    pdf.set_font("Serif", "B", 30)
     pdf.write(11, initial)
     pdf.set_text_color(*INK)
-    pdf.set_font_size(13)
+    pdf.set_font("Serif", "", 13.5)
     for number, part in enumerate(parts):
         if number:
             pdf.set_x(pdf.l_margin + 7)
@@ -91,8 +93,11 @@ def as_pdf(tale: Tale) -> bytes:
 
 def as_picture(tale: Tale) -> bytes:
     """A card 1200 points wide and 1500 high, or higher for a long story, as PNG."""
-    width, margin, size = 1200, 130, 44 if tale.num_words < 150 else 36
-    font, large, small = _font(size, 400), _font(round(size * 3.1), 600), _font(28, 400)
+    width, margin, size = 1200, 130, 48 if tale.num_words < 150 else 38
+    font, large, small = (
+        ImageFont.truetype(face, points)
+        for face, points in ((REGULAR, size), (BOLD, round(size * 3.2)), (REGULAR, 30))
+    )
     leading = round(size * 1.55)
     initial, parts = _initial(tale)
     beside = round(large.getlength(initial)) + 14
@@ -112,12 +117,6 @@ def as_picture(tale: Tale) -> bytes:
     buffer = io.BytesIO()
     card.quantize(64).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
-
-
-def _font(points: int, weight: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.truetype(FONT, points)
-    font.set_variation_by_axes([weight, min(60, points / 2)])
-    return font
 
 
 def _initial(tale: Tale) -> tuple[str, list[str]]:

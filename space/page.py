@@ -101,3 +101,14 @@ def facts(tale: Tale) -> None:
     """How the story ended, and by what it can be told again."""
     told = f"{tale.num_words} words in {tale.seconds:.1f} seconds · {tale.model} model · seed {tale.steps[-1].seed}"
     st.html(f'<div class="facts"><p><strong>{ENDINGS[tale.finish_reason]}</strong> {escape(told)}</p></div>')
+
+
+def in_line(place: Any, before: int) -> None:
+    """A reader's place among those who wait."""
+    who = "one story is" if before == 1 else f"{before} stories are"
+    place.html(f'<div class="notice good" role="status"><p>You are in line: {who} told before yours.</p></div>')
+
+
+def address() -> str:
+    """The page's own, without a query."""
+    return (st.context.url or "").split("?")[0].split("#")[0]
