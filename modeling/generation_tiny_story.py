@@ -124,6 +124,7 @@ def _advance(story: Story, decoder: Decoder, row: int, logits: np.ndarray, vocab
             story.searches += 1
             story.pending = bring_in(step, story, decoder, row, logits, vocabulary)
             if step.final:
+                story.closed_at = len(story.text)
                 for token in story.pending:
                     story.write(token, vocabulary)
                 story.pending, story.finish_reason = [], "ending"

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from transformers import AutoModelForCausalLM, Pipeline
 
 from .decoder_tiny_story import Precision
+from .details_tiny_story import story_details
 from .generation_tiny_story import Story, write_stories
 from .request_tiny_story import StoryRequest
 
@@ -31,10 +32,13 @@ class StoryGenerationPipeline(Pipeline):
         seed: of the first story; the next ones count up from it. None draws one. The result names its own story's:
             with num_candidates=1 it gives that story again.
         precision: "auto", "native", "int8" or "full", as in `open_decoder`.
+        details: also tell how sure the model was of each word; takes about as long again as the story (see
+            `story_details`).
 
     Returns:
-        {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "seed"}; a list of them if num_stories
-        is above 1; and for a list of starts, a list with the one or the other for each.
+        {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "log_probability", "seed"} and, if asked
+        for, "details"; a list of them if num_stories is above 1; and for a list of starts, a list with the one or the
+        other for each. "log_probability" is the mean of the tokens written, in nats.
 
     Raises:
         ValueError: what cannot be done, before any work.
@@ -73,20 +77,27 @@ class StoryGenerationPipeline(Pipeline):
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         return kwargs, {}, {}
 
-    def preprocess(self, inputs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    def preprocess(self, inputs: dict[str, Any], details: bool = False, **kwargs: Any) -> dict[str, Any]:
         requests, shape, precision = self._requests(inputs["start"], **kwargs)
-        return {"requests": requests, "shape": shape, "precision": precision}
+        return {"requests": requests, "shape": shape, "precision": precision, "details": details}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         stories: dict[int, Story] = {}
         for index, _, story in write_stories(self.model, self.tokenizer, inputs["requests"], inputs["precision"]):
             stories[index] = story
-        return {"stories": [stories[i] for i in range(len(stories))], "shape": inputs["shape"]}
+        return {
+            "stories": [stories[i] for i in range(len(stories))],
+            "shape": inputs["shape"],
+            "details": inputs["details"],
+        }
 
     def postprocess(self, outputs: dict[str, Any]) -> Any:
         is_list, num_stories, num_candidates = outputs["shape"]
         stories = [max(group, key=self._likelihood) for group in _groups(outputs["stories"], num_candidates)]
         results = [self._result(story) for story in stories]
+        if outputs["details"]:
+            for result, story in zip(results, stories, strict=True):
+                result["details"] = story_details(self.model, self.tokenizer, story)
         if num_stories > 1:
             grouped = _groups(results, num_stories)
             return grouped if is_list else grouped[0]
@@ -104,7 +115,7 @@ class StoryGenerationPipeline(Pipeline):
     ) -> tuple[list[StoryRequest], tuple[bool, int, int], Precision]:
         known = set(StoryRequest.__dataclass_fields__) - {"start", "seed"}
         if unknown := sorted(set(wishes) - known):
-            options = {"continue_from", "num_stories", "num_candidates", "seed", "precision"}
+            options = {"continue_from", "num_stories", "num_candidates", "seed", "precision", "details"}
             raise ValueError(f"unknown argument {unknown[0]!r}; accepted: {sorted(known | options)}")
         for name, value in (("num_stories", num_stories), ("num_candidates", num_candidates)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -131,9 +142,8 @@ class StoryGenerationPipeline(Pipeline):
 
     @staticmethod
     def _likelihood(story: Story) -> float:
-        """Mean log-probability of the tokens written; a story that reached its limit stands behind all that ended."""
-        mean = story.log_probability / max(1, len(story.ids) - story.num_given)
-        return mean - (1000.0 if story.finish_reason == "length" else 0.0)
+        """For the choice of a candidate: a story that reached its limit stands behind all that ended."""
+        return story.mean_log_probability - (1000.0 if story.finish_reason == "length" else 0.0)
 
     @staticmethod
     def _result(story: Story) -> dict[str, Any]:
@@ -144,6 +154,7 @@ class StoryGenerationPipeline(Pipeline):
             "finish_reason": story.finish_reason,
             "num_words": story.num_words,
             "num_tokens": len(story.ids),
+            "log_probability": story.mean_log_probability,
             "seed": story.request.seed,
         }
 

@@ -25,6 +25,7 @@ class Story:
     whole_word: bool = False  # the text ends on a word that must not be lengthened to another one
     pending: list[int] = field(default_factory=list)  # tokens a search has settled, still to be written
     given: int = 0  # characters already given out
+    closed_at: int | None = None  # characters before the closing that a search brought in; None if there was none
 
     def __post_init__(self) -> None:
         self.num_given = len(self.ids)  # tokens of the start
@@ -34,6 +35,11 @@ class Story:
     @property
     def words_left(self) -> int:
         return self.request.max_words - self.num_words
+
+    @property
+    def mean_log_probability(self) -> float:
+        """Of the tokens written, in nats."""
+        return self.log_probability / max(1, len(self.ids) - self.num_given)
 
     def words_needed(self, missing: list[str]) -> int:
         """Words of what the story must still hold: the words to include that are missing, and its ending."""

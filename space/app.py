@@ -3,114 +3,220 @@
 streamlit run space/app.py        the model of this clone, or of MODEL_ID (a folder or a Hub name)
 """
 
-import html
-import os
-from pathlib import Path
-from typing import Any
-
 import streamlit as st
-from transformers import Pipeline, pipeline
+from desk import (
+    Desk,
+    ask_again,
+    ask_first,
+    ask_for_more,
+    ask_for_shared,
+    ask_what_if,
+    desk_of,
+    tell_what_is_asked,
+)
+from engine import Engine, chosen_model
 
-CLONE = Path(__file__).resolve().parent.parent / "modeling"
-ENDINGS = {
-    "ending": "It ends on your word.",
-    "eos": "The model ended it where it liked.",
-    "length": "It reached the longest length before an end came.",
-}
-STYLE = """<style>
-.story {background: #fffdf9; border: 1px solid #e6d5bd; border-radius: 14px; padding: 1.6rem 2rem;
-        font-size: 1.2rem; line-height: 1.75; min-height: 6rem}
-.story p {margin: 0 0 .8rem; font-size: inherit}
-.story mark {background: #f7d9a8; color: inherit; border-radius: 5px; padding: .05rem .3rem}
-.story .pen {color: #b4532a}
-</style>"""
+import page
+import shelf
+from inside import look_inside
+from keep import as_markdown, as_page, as_pdf, as_picture, as_text, file_name
+from share import to_link
+from tale import LENGTHS, MODELS, NotATale, Tale, sentences
+from wishes import EXAMPLES, put_in, surprise, wished
 
-
-@st.cache_resource(show_spinner="Opening the story book …")
-def load(model: str) -> Pipeline:
-    teller = pipeline("story-generation", model=model, trust_remote_code=True)
-    teller("Once", max_words=1)  # builds the decoder, so that no reader waits for it
-    return teller
-
-
-def model_name() -> str:
-    """MODEL_ID if it is set, else the model beside this page in a clone."""
-    if os.environ.get("MODEL_ID"):
-        return os.environ["MODEL_ID"]
-    if (CLONE / "config.json").is_file():
-        return str(CLONE)
-    raise OSError("no model beside this page: set MODEL_ID to a Hub name or a folder")
-
-
-def story_html(text: str, start: str, end: str | None, writing: bool) -> str:
-    """The story as paragraphs, the reader's words marked; the ending once it is the last word of a finished story."""
-    body, tail = text[len(start) :], ""
-    if end and not writing:
-        at = body.lower().rfind(end.lower())
-        if at >= 0:
-            body, tail = body[:at], body[at:]
-    marked = f"<mark>{html.escape(start)}</mark>{html.escape(body)}"
-    if tail:
-        marked += f"<mark>{html.escape(tail[: len(end or '')])}</mark>{html.escape(tail[len(end or '') :])}"
-    paragraphs = "".join(f"<p>{part}</p>" for part in marked.split("\n"))
-    if writing:
-        paragraphs = paragraphs.removesuffix("</p>") + '<span class="pen"> ✎</span></p>'
-    return f'<div class="story" data-testid="story">{paragraphs}</div>'
-
-
-def tell(teller: Pipeline, start: str, end: str, max_words: int) -> None:
-    """Write a story into the page as it comes; what is written is kept if the reader clicks away."""
-    wishes: dict[str, Any] = {"end": end.strip() or None, "max_words": max_words}
-    place = st.empty()
-    first, text = "", ""
-    try:
-        for piece in teller.stream_story(start, **wishes):
-            if isinstance(piece, dict):
-                st.session_state.result = piece
-                break
-            first = first or piece
-            text += piece
-            st.session_state.result = {"story": text, "start": first, "end": None, "finish_reason": None}
-            place.html(story_html(text, first, None, writing=True))
-    except ValueError as problem:
-        st.session_state.result = None
-        st.error(f"This story cannot be told: {problem}.")
-    place.empty()
-
-
-def show(result: dict[str, Any]) -> None:
-    end = result["end"].rstrip(".!?\"'") if result["end"] else None
-    st.html(story_html(result["story"], result["start"], end, writing=False))
-    if result["finish_reason"]:
-        facts = f"{ENDINGS[result['finish_reason']]} {result['num_words']} words · seed {result['seed']}"
-    else:
-        facts = "The writing was interrupted."
-    st.caption(facts)
+SAVED = [
+    ("Text", as_text, ".txt", "text/plain", "notes"),
+    ("Markdown", as_markdown, ".md", "text/markdown", "markdown"),
+    ("Page to print", as_page, ".html", "text/html", "print"),
+    ("PDF", as_pdf, ".pdf", "application/pdf", "picture_as_pdf"),
+    ("Picture", as_picture, ".png", "image/png", "image"),
+]
 
 
 def main() -> None:
-    st.set_page_config(page_title="Tiny Story Generator", page_icon="📖", layout="centered")
-    st.html(STYLE)
-    st.title("Tiny Story Generator")
-    st.write("Give the first words and the last. A small model writes the story between them.")
+    page.open_page()
     try:
-        teller = load(model_name())
-    except (OSError, ValueError) as problem:
-        st.error(f"The model could not be loaded: {problem}")
+        engine = Engine.load(*chosen_model())
+    except OSError as problem:
+        page.notice(f"The model could not be loaded: {problem}")
         st.stop()
+    desk = desk_of(st.session_state)
+    desk.shelf.keep_in_browser(desk.session)
+    ask_for_shared(desk, st.query_params)
+    write_wishes(desk)
+    line = st.empty()
+    tell_what_is_asked(desk, engine, lambda before: page.in_line(line, before))
+    line.empty()
+    if desk.problem:
+        page.notice(desk.problem)
+    if desk.news:
+        page.notice(desk.news, good=True)
+    show_story(desk)
+    if desk.tale:
+        go_on(desk, desk.tale)
+        keep_and_share(desk.tale)
+        compare(desk)
+        show_inside(desk, engine, desk.tale)
+    show_shelf(desk)
+    st.html(page.FOOT)
+
+
+def write_wishes(desk: Desk) -> None:
+    with st.container(key="examples", horizontal=True):
+        for name in EXAMPLES:
+            st.button(name, key=f"example {name}", on_click=put_in, args=(st.session_state, name), type="tertiary")
+        st.button("Surprise me", key="surprise", icon=":material/casino:", on_click=surprise, args=(st.session_state,))
     with st.form("wishes", border=False):
         left, right = st.columns(2)
-        start = left.text_input("The story starts with", "Once upon a time", max_chars=2000, key="start")
-        end = right.text_input(
+        left.text_input("The story starts with", "Once upon a time", max_chars=2000, key="start")
+        right.text_input(
             "and ends with", "happy", max_chars=200, key="end",
             help="A word or a short phrase. Leave it empty to let the model end where it likes.",
         )  # fmt: skip
-        max_words = st.slider("Longest length, in words", 20, 300, 120, step=10, key="max_words")
-        asked = st.form_submit_button("Tell the story", type="primary", key="tell")
-    if asked:
-        tell(teller, start, end, max_words)
-    if st.session_state.get("result"):
-        show(st.session_state.result)
+        st.slider("Longest length, in words", 20, 300, 120, step=10, key="max_words")
+        with st.expander("More wishes", icon=":material/tune:"):
+            more_wishes()
+        with st.container(key="last_line", horizontal=True):
+            if st.form_submit_button("Tell the story", type="primary", key="tell", icon=":material/auto_stories:"):
+                ask(desk)
+
+
+def ask(desk: Desk) -> None:
+    try:
+        ask_first(desk, wished(st.session_state))
+    except ValueError as problem:
+        desk.problem = f"This story cannot be told: {problem}."
+
+
+def more_wishes() -> None:
+    st.text_input(
+        "Words to include", key="include", max_chars=200, placeholder="volcano, umbrella",
+        help="Up to three, with commas between them; they come as they are or inflected.",
+    )  # fmt: skip
+    left, right = st.columns(2)
+    left.selectbox("Length", ["as it comes", *LENGTHS], key="length")
+    right.selectbox("Model", MODELS, key="model", help="Modern is the better writer; classic the original architecture.")
+    left.slider("Drafts the best is chosen from", 1, 8, 2, key="num_drafts")
+    right.text_input("Seed", key="seed", max_chars=12, placeholder="by chance", help="The same wishes and seed, the same story.")
+    left.slider("Temperature", 0.0, 1.5, 0.8, step=0.05, key="temperature", help="Higher is bolder.")
+    right.slider("Top-p", 0.5, 1.0, 0.95, step=0.01, key="top_p", help="Lower leaves unlikely words out.")
+    st.checkbox(
+        "Stop where the ending is first written", key="stop_at_first", help="As the original did, in mid-sentence too."
+    )
+
+
+def show_story(desk: Desk) -> None:
+    told = page.book(
+        desk.tale, "book", reveal=desk.fresh, choose=True, chosen=desk.chosen, on_sentence_change=lambda: None
+    )
+    if told.sentence is not None and desk.tale and told.sentence in range(len(sentences(desk.tale.text))):
+        desk.chosen = told.sentence
+        st.session_state["from_sentence"] = told.sentence
+        st.rerun()
+    if desk.tale:
+        page.facts(desk.tale)
+
+
+def go_on(desk: Desk, tale: Tale) -> None:
+    with st.container(key="actions", horizontal=True):
+        st.button("Another version", key="another", icon=":material/refresh:", on_click=ask_again, args=(desk,))
+        with st.popover("Go on", icon=":material/edit:", key="more"), st.form("go_on", border=False):
+            st.text_input("The story goes on, and ends with", key="more_end", max_chars=200, placeholder="moon")
+            st.slider("Words more, at most", 20, 200, 80, step=10, key="more_words")
+            if st.form_submit_button("Continue the story", type="primary", key="tell_more"):
+                ask_for_more(desk, st.session_state["more_end"], st.session_state["more_words"])
+                st.rerun()
+        with st.popover("What if …", icon=":material/call_split:", key="branch"), st.form("what_if", border=False):
+            spans = sentences(tale.text)
+            st.selectbox(
+                "From here on, tell it otherwise", range(len(spans)), key="from_sentence",
+                format_func=lambda number: shorten(tale.text[slice(*spans[number])]) if number < len(spans) else "",
+                help="A click on a sentence of the story chooses it, too.",
+            )  # fmt: skip
+            st.text_input("ending this time with", key="branch_end", max_chars=200, placeholder="the same ending")
+            if st.form_submit_button("Tell it otherwise", type="primary", key="tell_branch"):
+                ask_what_if(desk, st.session_state["from_sentence"], st.session_state["branch_end"])
+                st.rerun()
+
+
+def keep_and_share(tale: Tale) -> None:
+    with st.container(key="actions_keep", horizontal=True):
+        with st.popover("Keep", icon=":material/download:", key="keep"):
+            for label, write, ending, kind, icon in SAVED:
+                st.download_button(
+                    label, lambda write=write: write(tale), file_name(tale, ending), kind, key=f"keep {ending}",
+                    on_click="ignore", icon=f":material/{icon}:", width="stretch",
+                )  # fmt: skip
+        with st.popover("Share", icon=":material/link:", key="share"):
+            st.write("Who opens this link sees the very same story, told anew.")
+            st.code(f"{page.address()}?story={to_link(tale)}", language=None, wrap_lines=True)
+            st.caption("It carries the wishes and the seed, not the text; the words you typed are in it.")
+
+
+def compare(desk: Desk) -> None:
+    others = {tale.key: tale for tale in desk.shelf.latest_first()}
+    if len(others) < 2 or not desk.tale:
+        return
+    if st.toggle("Compare side by side", key="compare"):
+        before = desk.previous if desk.previous in others else next(key for key in others if key != desk.tale.key)
+        columns = st.columns(2)
+        for number, (column, first) in enumerate(zip(columns, (before, desk.tale.key), strict=True)):
+            with column:
+                keys = list(others)
+                chosen = st.selectbox(
+                    ("Left", "Right")[number], keys, index=keys.index(first) if first in keys else 0,
+                    format_func=lambda key: shelf_line(others[key]) if key in others else "", key=f"side {number} {first}",
+                )  # fmt: skip
+                page.book(others[chosen], f"side {number}")
+                page.facts(others[chosen])
+
+
+def show_inside(desk: Desk, engine: Engine, tale: Tale) -> None:
+    if st.toggle("Look inside", key="inside"):
+        details = desk.details(engine, tale)
+        if details:
+            look_inside(tale, details, desk.drafts.get(tale.key, []))
+
+
+def show_shelf(desk: Desk) -> None:
+    tales = desk.shelf.latest_first()
+    lasts = "It is kept in this browser." if desk.shelf.usable else "This browser keeps nothing: save the shelf as a file."
+    with st.expander(f"Your shelf: {len(tales)} {'story' if len(tales) == 1 else 'stories'}", icon=":material/shelves:", key="shelf"):
+        st.caption(f"{lasts} The latest {shelf.MOST} stories stay on it.")
+        for tale in tales:
+            with st.container(key=f"shelf {tale.key}", horizontal=True, vertical_alignment="center"):
+                st.text(shelf_line(tale), width="stretch")
+                st.button("Open", key=f"open {tale.key}", on_click=desk.open, args=(tale,), help=tale.title)
+                st.button(
+                    "", key=f"remove {tale.key}", icon=":material/delete:", type="tertiary",
+                    on_click=desk.shelf.remove, args=(tale.key,), help=f"Take off the shelf: {tale.title}",
+                )  # fmt: skip
+        if tales:
+            st.download_button(
+                "Save the shelf as a file", lambda: shelf.to_file(list(desk.shelf.tales.values())), "tiny-stories.json",
+                "application/json", key="save_shelf", on_click="ignore", icon=":material/download:",
+            )  # fmt: skip
+        opened = st.file_uploader("Open a saved shelf", "json", key="shelf_file", max_upload_size=2)
+        if opened and opened.file_id != desk.opened:
+            desk.opened = opened.file_id
+            try:
+                desk.shelf.add(*shelf.from_file(opened.getvalue()))
+            except NotATale as problem:
+                desk.shelf_problem = f"This file could not be opened: {problem}."
+            else:
+                desk.shelf_problem = None
+                st.rerun()
+        if desk.shelf_problem:
+            page.notice(desk.shelf_problem)
+
+
+def shelf_line(tale: Tale) -> str:
+    ending = tale.text.split()[-1]
+    return f"{tale.title} {ending}" if tale.num_words > 7 else tale.title
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= 70 else text[:68].rsplit(" ", 1)[0] + " …"
 
 
 main()

@@ -30,7 +30,16 @@ def test_a_story_keeps_the_contract(tell: Pipeline, start: str, end: str, max_wo
     assert ends_with(story, end) and closes_sentence(story)
     assert count_words(story) == result["num_words"] <= max_words
     assert result["finish_reason"] == "ending"
-    assert set(result) == {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "seed"}
+    assert set(result) == {
+        "story",
+        "start",
+        "end",
+        "finish_reason",
+        "num_words",
+        "num_tokens",
+        "log_probability",
+        "seed",
+    }
 
 
 ODD_TEXT = st.one_of(
