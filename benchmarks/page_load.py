@@ -33,6 +33,7 @@ from streamlit.proto.Element_pb2 import Element
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from streamlit.proto.WidgetStates_pb2 import WidgetState
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 SPACE = Path(__file__).resolve().parent.parent / "space"
 START, END, LENGTH, TELL = "The story starts with", "and ends with", "Longest length, in words", "Tell the story"
@@ -82,7 +83,9 @@ class Reader:
         self.told = 0.0  # when the story came
 
     async def open(self) -> None:
-        self.socket = await connect(self.address, subprotocols=["streamlit"], max_size=None)  # type: ignore[list-item]
+        self.socket = await connect(
+            self.address, subprotocols=[Subprotocol("streamlit")], max_size=None, open_timeout=TIMEOUT
+        )
         await self._run([])
         if missing := {START, END, LENGTH, TELL} - set(self.widgets):
             raise ValueError(f"the page lacks {', '.join(sorted(missing))}")
@@ -227,7 +230,8 @@ def page() -> Iterator[tuple[str, int]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "serve.py", f"--server.port={port}"]
-    server = subprocess.Popen([*command, "--server.fileWatcherType=none"], cwd=SPACE, stdout=subprocess.DEVNULL)
+    command += ["--server.address=127.0.0.1", "--server.fileWatcherType=none"]
+    server = subprocess.Popen(command, cwd=SPACE, stdout=subprocess.DEVNULL)
     try:
         for _ in range(600):
             if server.poll() is not None:
@@ -252,9 +256,7 @@ def main() -> None:
     arguments = parser.parse_args()
     reports = []
     with page() as (address, server):
-        print(
-            f"{'readers':>8}{'stories':>9}{'left':>6}{'p50 s':>8}{'p95 s':>8}{'most':>8}{'MB':>7}{'growth':>8}{'faults':>8}"
-        )
+        print(" readers  stories  left   p50 s   p95 s    most     MB  growth  faults")
         for readers in arguments.readers:
             seconds = 60 * arguments.minutes * (1 if readers == arguments.readers[-1] else 0.2)
             report = asyncio.run(visit(address, server, readers, seconds, arguments.pause, arguments.leave))
