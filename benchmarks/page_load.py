@@ -170,7 +170,7 @@ def story_of(element: Element) -> str:
 def broken(story: str, start: str, end: str) -> str:
     """What a story does not keep to, or ""."""
     words = story.split()
-    if words[: len(start.split())] != start.split():
+    if not " ".join(words).startswith(start):
         return f"the story of {start!r} begins with {' '.join(words[:6])!r}"
     if words[-1].strip(".,!?\"'”’").lower() != end:
         return f"the story of {start!r} ends with {words[-1]!r}, not {end!r}"
