@@ -113,6 +113,8 @@ class Container:
         wanted = re.fullmatch(r"python:(\d+\.\d+)(?:-slim)?", image)
         if not wanted or wanted[1] != ".".join(map(str, sys.version_info[:2])):
             raise StepFailedError(f"FROM {image}: this machine has Python {sys.version.split()[0]}")
+        # The image has no users of its own.
+        self.run("for user in $(awk -F: '$3 >= 1000 && $3 < 60000 {print $1}' /etc/passwd); do userdel $user; done")
         self.run(f"ln -sf {PYTHON}/bin/python3 /usr/local/bin/python && ln -sf python /usr/local/bin/python3")
         self.run(f"python -m ensurepip && ln -sf {PYTHON}/bin/pip3 /usr/local/bin/pip && chmod -R a+rX {PYTHON}")
 
