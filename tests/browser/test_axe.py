@@ -37,7 +37,7 @@ def axe_source() -> str:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with serve() as url:
+    with serve("serve.py") as url:
         yield url
 
 
