@@ -95,8 +95,7 @@ def as_picture(tale: Tale) -> bytes:
     """A card 1200 points wide and 1500 high, or higher for a long story, as PNG."""
     width, margin, size = 1200, 130, 48 if tale.num_words < 150 else 38
     font, large, small = (
-        ImageFont.truetype(face, points)
-        for face, points in ((REGULAR, size), (BOLD, round(size * 3.2)), (REGULAR, 30))
+        ImageFont.truetype(face, points) for face, points in ((REGULAR, size), (BOLD, round(size * 3.2)), (REGULAR, 30))
     )
     leading = round(size * 1.55)
     initial, parts = _initial(tale)

@@ -21,8 +21,7 @@ def asset(name: str) -> str:
 
 
 STYLE = f"<style>{asset('page.css')}</style>"
-COVER = f"""<header class="cover">{asset("cover.svg")}<h1>Tiny Story Generator</h1>
-<p>Give the first words and the last. A small model writes the story between them.</p></header>"""
+COVER = st.components.v2.component("story_cover", html=asset("cover.html"), isolate_styles=False)
 FOOT = """<footer class="foot"><p>Stories come from a model of 14 million parameters that has read nothing but short
 stories for small children. It makes things up, and at times loses its thread. Words that do not belong in a children’s
 story are kept out by a list; it cannot judge what a sentence means. Your words and stories are not stored here: the
@@ -35,7 +34,7 @@ BOOK = st.components.v2.component(
 def open_page() -> None:
     st.set_page_config(page_title="Tiny Story Generator", page_icon="📖", layout="centered")
     st.html(STYLE)
-    st.html(COVER)
+    COVER(key="cover")
 
 
 def notice(text: str, good: bool = False) -> None:
@@ -44,8 +43,8 @@ def notice(text: str, good: bool = False) -> None:
     st.html(f'<div class="{kind}" role="{role}"><p>{escape(text)}</p></div>')
 
 
-def section(title: str, line: str = "") -> None:
-    st.html(f'<div class="section"><h2>{escape(title)}</h2><p>{escape(line)}</p></div>')
+def line(text: str) -> None:
+    st.html(f'<p class="line">{escape(text)}</p>')
 
 
 def book(

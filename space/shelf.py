@@ -11,7 +11,7 @@ from page import asset
 from tale import NotATale, Tale, parse_tale
 
 MOST = 60  # tales, the latest; storage.js holds to it too
-LARGEST_FILE = 2_000_000  # bytes
+LARGEST_FILE = 1_000_000  # bytes
 STORAGE = st.components.v2.component("story_shelf", js=asset("storage.js"))
 
 
