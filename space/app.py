@@ -3,6 +3,8 @@
 streamlit run space/app.py        the model of this clone, or of MODEL_ID (a folder or a Hub name)
 """
 
+import page
+import shelf
 import streamlit as st
 from desk import (
     Desk,
@@ -15,13 +17,10 @@ from desk import (
     tell_what_is_asked,
 )
 from engine import Engine, chosen_model
-
-import page
-import shelf
 from inside import look_inside
 from keep import as_markdown, as_page, as_pdf, as_picture, as_text, file_name
 from share import to_link
-from tale import LENGTHS, MODELS, NotATale, Tale, sentences
+from tale import LENGTHS, MODELS, Tale, TaleError, sentences
 from wishes import EXAMPLES, put_in, surprise, wished
 
 SAVED = [
@@ -229,7 +228,7 @@ def open_shelf(desk: Desk) -> None:
     if opened := st.session_state["shelf_file"]:
         try:
             desk.shelf.add(*shelf.from_file(opened.getvalue()))
-        except NotATale as problem:
+        except TaleError as problem:
             desk.shelf_problem = f"This file could not be opened: {problem}."
 
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine import Engine, EngineError, chosen_model
-
 from gentle import unfit
 from share import Shared, from_link
 from shelf import Shelf, today
-from tale import NotATale, Step, Tale, sentences
+from tale import Step, Tale, TaleError, sentences
 from wishes import SEEDS, Wishes
 
 TRIES = 3  # times drafts are drawn until one has no word that is unfit for children
@@ -123,7 +122,7 @@ def ask_for_shared(desk: Desk, query: MutableMapping[str, Any]) -> None:
     desk.link = link
     try:
         shared = from_link(link)
-    except NotATale as problem:
+    except TaleError as problem:
         desk.problem = f"This link cannot be opened: {problem}."
         return
     desk.ask(Asked("", (), shared.steps, shared.model, shared=shared))

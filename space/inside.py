@@ -5,7 +5,6 @@ from typing import Any
 
 import altair
 import streamlit as st
-
 from tale import Tale
 
 COLOURS = {"given": "#c98a2b", "sampled": "#b9764f", "planned": "#5e8038", "searched": "#2f6f9c"}

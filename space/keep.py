@@ -12,7 +12,6 @@ from pathlib import Path
 
 from fpdf import FPDF
 from PIL import Image, ImageDraw, ImageFont
-
 from tale import Tale
 
 logging.getLogger("fpdf").setLevel(logging.ERROR)  # its warnings name the reader's letters that the font lacks
@@ -28,9 +27,11 @@ PRINTED = """<!doctype html>
 body {{ margin: 3rem auto; max-width: 34rem; padding: 0 1.5rem; color: #2e251c; background: #fffdf8;
   font: 1.25rem/1.7 "Source Serif 4", Georgia, serif; hyphens: auto; overflow-wrap: anywhere; }}
 p {{ margin: 0; }} p + p {{ text-indent: 1.4em; }}
-p:first-of-type::first-letter {{ float: left; font-size: 3.5em; line-height: .8; padding: .08em .09em 0 0; color: #a34420; }}
+p:first-of-type::first-letter {{ float: left; font-size: 3.5em; line-height: .8; padding: .08em .09em 0 0;
+  color: #a34420; }}
 footer {{ margin-top: 3rem; font-size: .85rem; text-align: center; color: #65563f; }}
-@page {{ margin: 25mm; }} @media print {{ body {{ margin: 0 auto; background: none; }} p {{ orphans: 3; widows: 3; }} }}
+@page {{ margin: 25mm; }}
+@media print {{ body {{ margin: 0 auto; background: none; }} p {{ orphans: 3; widows: 3; }} }}
 </style></head><body><main>{paragraphs}</main><footer>{line}</footer></body></html>
 """
 

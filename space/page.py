@@ -1,11 +1,11 @@
 """How the page looks: its cover, its type, the book a story is set in, and what it says when something is amiss."""
 
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
-
 from tale import Tale, sentences
 
 WEB = Path(__file__).with_name("web")
@@ -82,7 +82,7 @@ def paragraphs(tale: Tale) -> list[list[dict[str, Any]]]:
             result.append([])
         parts, at = [], begin if "\n" in text[reached:begin] or number == 0 else reached
         cuts = sorted({at, end, *(cut for span in asked for cut in span if at < cut < end)})
-        for left, right in zip(cuts, cuts[1:], strict=False):
+        for left, right in pairwise(cuts):
             parts.append([text[left:right], any(low <= left and right <= high for low, high in asked)])
         result[-1].append({"number": number, "parts": parts})
         reached = end
