@@ -172,7 +172,10 @@ class Engine:
             line = self._answers.get(timeout=seconds)
         except queue.Empty:
             return None
-        return json.loads(line) if line else {"failed": "the storyteller's process ended"}
+        if not line:
+            self.close()
+            return {"failed": "the storyteller's process ended"}
+        return json.loads(line)
 
 
 _LOADING = threading.Lock()  # the first readers may come at once

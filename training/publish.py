@@ -28,7 +28,7 @@ MODEL_FILES = (
     "tokenizer_config.json",
     "*.safetensors",
 )
-SPACE_FILES = ("*.py", "Dockerfile", "requirements.txt", "README.md", ".streamlit/config.toml")
+SPACE_FILES = ("*.py", "web/*", "Dockerfile", "requirements.txt", "README.md", ".streamlit/config.toml")
 REQUIRED_METADATA = ("license", "language", "library_name", "pipeline_tag", "datasets")
 STORY = """
 import sys
