@@ -78,6 +78,7 @@ def write_wishes(desk: Desk) -> None:
             "and ends with", "happy", max_chars=200, key="end",
             help="A word or a short phrase. Leave it empty to let the model end where it likes.",
         )  # fmt: skip
+        left, right = st.columns(2)
         left.slider("Longest length, in words", 20, 300, 120, step=10, key="max_words")
         asked = right.form_submit_button(
             "Tell the story", type="primary", key="tell", icon=":material/auto_stories:", width="stretch"

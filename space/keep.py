@@ -6,6 +6,7 @@ What a reader typed is text in every one of them, never markup.
 import io
 import logging
 import re
+from bisect import bisect_right
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,7 @@ FONTS = Path(str(files("fontpkg_crimson_text"))) / "files"
 REGULAR, BOLD = FONTS / "CrimsonText-Regular.ttf", FONTS / "CrimsonText-SemiBold.ttf"
 PAPER, INK, ACCENT, SOFT = (253, 248, 240), (46, 37, 28), (163, 68, 32), (226, 208, 180)
 LINE = "Tiny Story Generator"
+MOST_LETTERS = 300  # in a line of a picture
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$&:])")
 PRINTED = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -138,9 +140,11 @@ def _lines(
             while word:
                 left = max(left, beside if len(lines) < 2 else 0)
                 room = width - left
-                fits = len(word)
-                while fits > 1 and font.getlength(word[:fits]) > room:  # a word that no line could hold is broken
-                    fits -= 1
+                # A word that no line could hold is broken; no line holds MOST_LETTERS.
+                fits = bisect_right(
+                    range(1, min(len(word), MOST_LETTERS) + 1), room, key=lambda n: font.getlength(word[:n])
+                )
+                fits = max(1, fits)
                 longer = f"{line} {word[:fits]}" if line else word[:fits]
                 if line and font.getlength(longer) > room:
                     lines.append((left, line))

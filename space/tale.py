@@ -13,7 +13,7 @@ from typing import Any
 MODELS = ("modern", "classic")
 LENGTHS = ("short", "medium", "long")
 MAX_START, MAX_END, MAX_STORY, MAX_STEPS = 2000, 200, 12_000, 8  # characters, and steps
-SENTENCE = re.compile(r"""\s*\S.*?(?:[.!?]["'”’]{0,2}(?=\s)|$)""", re.MULTILINE)
+SENTENCE = re.compile(r"""\s*\S.*?(?:[.!?]["'”’]{0,2}(?=\s+[^\sa-z])|$)""", re.MULTILINE)
 
 
 class TaleError(ValueError):

@@ -75,6 +75,7 @@ def walk(browser: Browser, url: str, scheme: str, size: str, folder: Path) -> No
     page = visit(browser, url, viewport=SIZES[size], color_scheme=scheme, reduced_motion="reduce")
     for state, reach in STATES.items():
         reach(page)
+        page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
         page.wait_for_timeout(1500)  # fonts, and Streamlit's own fading in
         path = folder / f"page_{state}_{scheme}_{size}.png"
         page.screenshot(path=path)
