@@ -3,6 +3,8 @@
 streamlit run space/app.py        the model of this clone, or of MODEL_ID (a folder or a Hub name)
 """
 
+import page
+import shelf
 import streamlit as st
 from desk import (
     Desk,
@@ -15,13 +17,10 @@ from desk import (
     tell_what_is_asked,
 )
 from engine import Engine, chosen_model
-
-import page
-import shelf
 from inside import look_inside
 from keep import as_markdown, as_page, as_pdf, as_picture, as_text, file_name
 from share import to_link
-from tale import LENGTHS, MODELS, NotATale, Tale, sentences
+from tale import LENGTHS, MODELS, Tale, TaleError, sentences
 from wishes import EXAMPLES, put_in, surprise, wished
 
 SAVED = [
@@ -53,10 +52,16 @@ def main() -> None:
         page.notice(desk.news, good=True)
     show_story(desk)
     if desk.tale:
-        go_on(desk, desk.tale)
-        keep_and_share(desk.tale)
-        compare(desk)
-        show_inside(desk, engine, desk.tale)
+        with st.container(key="actions", horizontal=True):
+            go_on(desk, desk.tale)
+            keep_and_share(desk.tale)
+        with st.container(key="views", horizontal=True):
+            side_by_side = len(desk.shelf.tales) > 1 and st.toggle("Compare side by side", key="compare")
+            inside = st.toggle("Look inside", key="inside")
+        if side_by_side:
+            compare(desk, desk.tale)
+        if inside and (details := desk.details(engine, desk.tale)):
+            look_inside(desk.tale, details, desk.drafts.get(desk.tale.key, []))
     show_shelf(desk)
     st.html(page.FOOT)
 
@@ -64,7 +69,7 @@ def main() -> None:
 def write_wishes(desk: Desk) -> None:
     with st.container(key="examples", horizontal=True):
         for name in EXAMPLES:
-            st.button(name, key=f"example {name}", on_click=put_in, args=(st.session_state, name), type="tertiary")
+            st.button(name, key=f"example {name}", on_click=put_in, args=(st.session_state, name))
         st.button("Surprise me", key="surprise", icon=":material/casino:", on_click=surprise, args=(st.session_state,))
     with st.form("wishes", border=False):
         left, right = st.columns(2)
@@ -73,12 +78,15 @@ def write_wishes(desk: Desk) -> None:
             "and ends with", "happy", max_chars=200, key="end",
             help="A word or a short phrase. Leave it empty to let the model end where it likes.",
         )  # fmt: skip
-        st.slider("Longest length, in words", 20, 300, 120, step=10, key="max_words")
+        left, right = st.columns(2)
+        left.slider("Longest length, in words", 20, 300, 120, step=10, key="max_words")
+        asked = right.form_submit_button(
+            "Tell the story", type="primary", key="tell", icon=":material/auto_stories:", width="stretch"
+        )
         with st.expander("More wishes", icon=":material/tune:"):
             more_wishes()
-        with st.container(key="last_line", horizontal=True):
-            if st.form_submit_button("Tell the story", type="primary", key="tell", icon=":material/auto_stories:"):
-                ask(desk)
+        if asked:
+            ask(desk)
 
 
 def ask(desk: Desk) -> None:
@@ -95,9 +103,13 @@ def more_wishes() -> None:
     )  # fmt: skip
     left, right = st.columns(2)
     left.selectbox("Length", ["as it comes", *LENGTHS], key="length")
-    right.selectbox("Model", MODELS, key="model", help="Modern is the better writer; classic the original architecture.")
+    right.selectbox(
+        "Model", MODELS, key="model", help="Modern is the better writer; classic the original architecture."
+    )
     left.slider("Drafts the best is chosen from", 1, 8, 2, key="num_drafts")
-    right.text_input("Seed", key="seed", max_chars=12, placeholder="by chance", help="The same wishes and seed, the same story.")
+    right.text_input(
+        "Seed", key="seed", max_chars=12, placeholder="by chance", help="The same wishes and seed, the same story."
+    )
     left.slider("Temperature", 0.0, 1.5, 0.8, step=0.05, key="temperature", help="Higher is bolder.")
     right.slider("Top-p", 0.5, 1.0, 0.95, step=0.01, key="top_p", help="Lower leaves unlikely words out.")
     st.checkbox(
@@ -106,108 +118,119 @@ def more_wishes() -> None:
 
 
 def show_story(desk: Desk) -> None:
-    told = page.book(
-        desk.tale, "book", reveal=desk.fresh, choose=True, chosen=desk.chosen, on_sentence_change=lambda: None
-    )
-    if told.sentence is not None and desk.tale and told.sentence in range(len(sentences(desk.tale.text))):
-        desk.chosen = told.sentence
-        st.session_state["from_sentence"] = told.sentence
-        st.rerun()
+    page.book(
+        desk.tale, "book", reveal=desk.fresh, choose=True, chosen=desk.chosen,
+        on_sentence_change=lambda: choose_sentence(desk),
+    )  # fmt: skip
     if desk.tale:
         page.facts(desk.tale)
 
 
+def choose_sentence(desk: Desk) -> None:
+    """A click on a sentence of the story opens "What if" there."""
+    number = st.session_state["book"].sentence
+    if desk.tale and isinstance(number, int) and 0 <= number < len(sentences(desk.tale.text)):
+        desk.chosen = number
+        st.session_state[f"from {desk.tale.key}"] = number
+        st.session_state["branch"] = True
+
+
 def go_on(desk: Desk, tale: Tale) -> None:
-    with st.container(key="actions", horizontal=True):
-        st.button("Another version", key="another", icon=":material/refresh:", on_click=ask_again, args=(desk,))
-        with st.popover("Go on", icon=":material/edit:", key="more"), st.form("go_on", border=False):
-            st.text_input("The story goes on, and ends with", key="more_end", max_chars=200, placeholder="moon")
-            st.slider("Words more, at most", 20, 200, 80, step=10, key="more_words")
-            if st.form_submit_button("Continue the story", type="primary", key="tell_more"):
-                ask_for_more(desk, st.session_state["more_end"], st.session_state["more_words"])
-                st.rerun()
-        with st.popover("What if …", icon=":material/call_split:", key="branch"), st.form("what_if", border=False):
-            spans = sentences(tale.text)
-            st.selectbox(
-                "From here on, tell it otherwise", range(len(spans)), key="from_sentence",
-                format_func=lambda number: shorten(tale.text[slice(*spans[number])]) if number < len(spans) else "",
-                help="A click on a sentence of the story chooses it, too.",
-            )  # fmt: skip
-            st.text_input("ending this time with", key="branch_end", max_chars=200, placeholder="the same ending")
-            if st.form_submit_button("Tell it otherwise", type="primary", key="tell_branch"):
-                ask_what_if(desk, st.session_state["from_sentence"], st.session_state["branch_end"])
-                st.rerun()
+    st.button("Another version", key="another", icon=":material/refresh:", on_click=ask_again, args=(desk,))
+    with (
+        st.popover("Go on", icon=":material/edit:", key="more", on_change="rerun"),
+        st.form("go_on", border=False),
+    ):
+        st.text_input("The story goes on, and ends with", key="more_end", max_chars=200, placeholder="moon")
+        st.slider("Words more, at most", 20, 200, 80, step=10, key="more_words")
+        st.form_submit_button("Continue the story", type="primary", key="tell_more", on_click=more, args=(desk,))
+    with (
+        st.popover("What if …", icon=":material/call_split:", key="branch", on_change="rerun"),
+        st.form("what_if", border=False),
+    ):
+        spans = sentences(tale.text)
+        st.selectbox(
+            "From here on, tell it otherwise", range(len(spans)), key=f"from {tale.key}",
+            format_func=lambda number: shorten(tale.text[slice(*spans[number])]) if number < len(spans) else "",
+            help="A click on a sentence of the story chooses it, too.",
+        )  # fmt: skip
+        st.text_input("ending this time with", key="branch_end", max_chars=200, placeholder="the same ending")
+        st.form_submit_button(
+            "Tell it otherwise", type="primary", key="tell_branch", on_click=branch, args=(desk, tale)
+        )
+
+
+def more(desk: Desk) -> None:
+    ask_for_more(desk, st.session_state["more_end"], st.session_state["more_words"])
+    st.session_state["more"] = False
+
+
+def branch(desk: Desk, tale: Tale) -> None:
+    ask_what_if(desk, st.session_state[f"from {tale.key}"], st.session_state["branch_end"])
+    st.session_state["branch"] = False
 
 
 def keep_and_share(tale: Tale) -> None:
-    with st.container(key="actions_keep", horizontal=True):
-        with st.popover("Keep", icon=":material/download:", key="keep"):
-            for label, write, ending, kind, icon in SAVED:
-                st.download_button(
-                    label, lambda write=write: write(tale), file_name(tale, ending), kind, key=f"keep {ending}",
-                    on_click="ignore", icon=f":material/{icon}:", width="stretch",
-                )  # fmt: skip
-        with st.popover("Share", icon=":material/link:", key="share"):
-            st.write("Who opens this link sees the very same story, told anew.")
-            st.code(f"{page.address()}?story={to_link(tale)}", language=None, wrap_lines=True)
-            st.caption("It carries the wishes and the seed, not the text; the words you typed are in it.")
+    with st.popover("Keep", icon=":material/download:", key="keep"):
+        for label, write, ending, kind, icon in SAVED:
+            st.download_button(
+                label, lambda write=write: write(tale), file_name(tale, ending), kind, key=f"keep {ending}",
+                on_click="ignore", icon=f":material/{icon}:", width="stretch",
+            )  # fmt: skip
+    with st.popover("Share", icon=":material/link:", key="share"):
+        st.write("Who opens this link sees the very same story, told anew.")
+        st.code(f"{page.address()}?story={to_link(tale)}", language=None, wrap_lines=True)
+        st.write("It carries the wishes, the words you typed among them, and the seed; not the story itself.")
 
 
-def compare(desk: Desk) -> None:
-    others = {tale.key: tale for tale in desk.shelf.latest_first()}
-    if len(others) < 2 or not desk.tale:
-        return
-    if st.toggle("Compare side by side", key="compare"):
-        before = desk.previous if desk.previous in others else next(key for key in others if key != desk.tale.key)
-        columns = st.columns(2)
-        for number, (column, first) in enumerate(zip(columns, (before, desk.tale.key), strict=True)):
-            with column:
-                keys = list(others)
-                chosen = st.selectbox(
-                    ("Left", "Right")[number], keys, index=keys.index(first) if first in keys else 0,
-                    format_func=lambda key: shelf_line(others[key]) if key in others else "", key=f"side {number} {first}",
-                )  # fmt: skip
-                page.book(others[chosen], f"side {number}")
-                page.facts(others[chosen])
-
-
-def show_inside(desk: Desk, engine: Engine, tale: Tale) -> None:
-    if st.toggle("Look inside", key="inside"):
-        details = desk.details(engine, tale)
-        if details:
-            look_inside(tale, details, desk.drafts.get(tale.key, []))
+def compare(desk: Desk, tale: Tale) -> None:
+    """Two stories of the shelf: the one on the page and the one before it, or others."""
+    tales = {other.key: other for other in desk.shelf.latest_first()}
+    keys = list(tales)
+    before = desk.previous if desk.previous in tales else next(key for key in keys if key != tale.key)
+    sides = (("Left", before), ("Right", tale.key))
+    for column, (side, first) in zip(st.columns(2), sides, strict=True):
+        with column:
+            chosen = st.selectbox(
+                side, keys, index=keys.index(first) if first in tales else 0, key=f"{side} {before} {tale.key}",
+                format_func=lambda key: shelf_line(tales[key]) if key in tales else "",
+            )  # fmt: skip
+            page.book(tales[chosen], side.lower())
+            page.facts(tales[chosen])
 
 
 def show_shelf(desk: Desk) -> None:
     tales = desk.shelf.latest_first()
-    lasts = "It is kept in this browser." if desk.shelf.usable else "This browser keeps nothing: save the shelf as a file."
-    with st.expander(f"Your shelf: {len(tales)} {'story' if len(tales) == 1 else 'stories'}", icon=":material/shelves:", key="shelf"):
-        st.caption(f"{lasts} The latest {shelf.MOST} stories stay on it.")
+    title = f"Your shelf: {len(tales)} {'story' if len(tales) == 1 else 'stories'}"
+    with st.expander(title, icon=":material/shelves:", key="shelf"):
+        lasts = (
+            "Kept in this browser" if desk.shelf.usable else "This browser keeps nothing, so save the shelf as a file"
+        )
+        page.line(f"{lasts}. The latest {shelf.MOST} stories stay.")
         for tale in tales:
             with st.container(key=f"shelf {tale.key}", horizontal=True, vertical_alignment="center"):
                 st.text(shelf_line(tale), width="stretch")
-                st.button("Open", key=f"open {tale.key}", on_click=desk.open, args=(tale,), help=tale.title)
-                st.button(
-                    "", key=f"remove {tale.key}", icon=":material/delete:", type="tertiary",
-                    on_click=desk.shelf.remove, args=(tale.key,), help=f"Take off the shelf: {tale.title}",
-                )  # fmt: skip
+                st.button("Open", key=f"open {tale.key}", on_click=desk.open, args=(tale,))
+                st.button("Take off", key=f"remove {tale.key}", on_click=desk.shelf.remove, args=(tale.key,))
         if tales:
             st.download_button(
                 "Save the shelf as a file", lambda: shelf.to_file(list(desk.shelf.tales.values())), "tiny-stories.json",
                 "application/json", key="save_shelf", on_click="ignore", icon=":material/download:",
             )  # fmt: skip
-        opened = st.file_uploader("Open a saved shelf", "json", key="shelf_file", max_upload_size=2)
-        if opened and opened.file_id != desk.opened:
-            desk.opened = opened.file_id
-            try:
-                desk.shelf.add(*shelf.from_file(opened.getvalue()))
-            except NotATale as problem:
-                desk.shelf_problem = f"This file could not be opened: {problem}."
-            else:
-                desk.shelf_problem = None
-                st.rerun()
+        st.file_uploader(
+            "Open a saved shelf", "json", key="shelf_file", max_upload_size=1, on_change=lambda: open_shelf(desk)
+        )
         if desk.shelf_problem:
             page.notice(desk.shelf_problem)
+
+
+def open_shelf(desk: Desk) -> None:
+    desk.shelf_problem = None
+    if opened := st.session_state["shelf_file"]:
+        try:
+            desk.shelf.add(*shelf.from_file(opened.getvalue()))
+        except TaleError as problem:
+            desk.shelf_problem = f"This file could not be opened: {problem}."
 
 
 def shelf_line(tale: Tale) -> str:

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine import Engine, EngineError, chosen_model
-
 from gentle import unfit
 from share import Shared, from_link
 from shelf import Shelf, today
-from tale import NotATale, Step, Tale, sentences
+from tale import Step, Tale, TaleError, sentences
 from wishes import SEEDS, Wishes
 
 TRIES = 3  # times drafts are drawn until one has no word that is unfit for children
@@ -51,8 +50,7 @@ class Desk:
     drafts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by key of the tale chosen among them
     known: dict[str, dict[str, Any]] = field(default_factory=dict)  # details, by key of the tale
     link: str | None = None  # the shared link that was opened
-    opened: str | None = None  # the shelf's file that was opened
-    shelf_problem: str | None = None
+    shelf_problem: str | None = None  # with a file that was opened
 
     def ask(self, asked: Asked) -> None:
         self.asked, self.problem, self.news = asked, None, None
@@ -124,7 +122,7 @@ def ask_for_shared(desk: Desk, query: MutableMapping[str, Any]) -> None:
     desk.link = link
     try:
         shared = from_link(link)
-    except NotATale as problem:
+    except TaleError as problem:
         desk.problem = f"This link cannot be opened: {problem}."
         return
     desk.ask(Asked("", (), shared.steps, shared.model, shared=shared))
@@ -141,7 +139,7 @@ def tell_what_is_asked(desk: Desk, engine: Engine, on_place: Any = None) -> None
         desk.asked, desk.problem = None, str(problem)
         return
     except ValueError as problem:
-        desk.asked, desk.problem = None, f"This story cannot be told: {problem}."
+        desk.asked, desk.problem = None, f"This story cannot be told: {in_page_words(problem)}."
         return
     desk.asked = None
     if not tale:
@@ -158,6 +156,11 @@ def tell_what_is_asked(desk: Desk, engine: Engine, on_place: Any = None) -> None
             "Somebody shared this story with you, but here it came out differently: this page runs another version of "
             "the model, or on another machine."
         )
+
+
+def in_page_words(problem: ValueError) -> str:
+    """The pipeline's message, as it is put to somebody who fills in a field."""
+    return str(problem).replace("None lets the model end by itself", "leave it empty to let the model end by itself")
 
 
 def _tell_asked(engine: Engine, asked: Asked, on_place: Any) -> tuple[Tale | None, list[dict[str, Any]] | None]:

@@ -18,7 +18,9 @@ HARMLESS = ["poof", "ass", "cock"]  # a magician's word, a donkey, and a rooster
 
 @cache
 def _words() -> Filter:
-    return Filter({"languages": ["english"], "custom_words": MORE_WORDS, "ignore_words": HARMLESS})
+    return Filter(
+        {"languages": ["english"], "detect_leetspeak": True, "custom_words": MORE_WORDS, "ignore_words": HARMLESS}
+    )
 
 
 def unfit(*texts: str | None) -> bool:

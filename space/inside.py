@@ -5,7 +5,6 @@ from typing import Any
 
 import altair
 import streamlit as st
-
 from tale import Tale
 
 COLOURS = {"given": "#c98a2b", "sampled": "#b9764f", "planned": "#5e8038", "searched": "#2f6f9c"}
@@ -82,7 +81,10 @@ def sureness(words: list[dict[str, Any]]) -> altair.Chart:
         altair.Chart(altair.Data(values=rows), height=190)
         .mark_bar()
         .encode(
-            x=altair.X("number:Q", title="word of the story", axis=altair.Axis(grid=False, format="d")),
+            x=altair.X(
+                "number:O", title="word of the story",
+                axis=altair.Axis(values=list(range(10, len(rows) + 1, 10)), labelAngle=0, ticks=False),
+            ),
             y=altair.Y("probability:Q", title="how sure", axis=altair.Axis(format="%"), scale={"domain": [0, 1]}),
             color=altair.Color(
                 "origin:N", title=None, legend=None,

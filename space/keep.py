@@ -6,13 +6,13 @@ What a reader typed is text in every one of them, never markup.
 import io
 import logging
 import re
+from bisect import bisect_right
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
 from fpdf import FPDF
 from PIL import Image, ImageDraw, ImageFont
-
 from tale import Tale
 
 logging.getLogger("fpdf").setLevel(logging.ERROR)  # its warnings name the reader's letters that the font lacks
@@ -20,6 +20,7 @@ FONTS = Path(str(files("fontpkg_crimson_text"))) / "files"
 REGULAR, BOLD = FONTS / "CrimsonText-Regular.ttf", FONTS / "CrimsonText-SemiBold.ttf"
 PAPER, INK, ACCENT, SOFT = (253, 248, 240), (46, 37, 28), (163, 68, 32), (226, 208, 180)
 LINE = "Tiny Story Generator"
+MOST_LETTERS = 300  # in a line of a picture
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$&:])")
 PRINTED = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -28,9 +29,11 @@ PRINTED = """<!doctype html>
 body {{ margin: 3rem auto; max-width: 34rem; padding: 0 1.5rem; color: #2e251c; background: #fffdf8;
   font: 1.25rem/1.7 "Source Serif 4", Georgia, serif; hyphens: auto; overflow-wrap: anywhere; }}
 p {{ margin: 0; }} p + p {{ text-indent: 1.4em; }}
-p:first-of-type::first-letter {{ float: left; font-size: 3.5em; line-height: .8; padding: .08em .09em 0 0; color: #a34420; }}
+p:first-of-type::first-letter {{ float: left; font-size: 3.5em; line-height: .8; padding: .08em .09em 0 0;
+  color: #a34420; }}
 footer {{ margin-top: 3rem; font-size: .85rem; text-align: center; color: #65563f; }}
-@page {{ margin: 25mm; }} @media print {{ body {{ margin: 0 auto; background: none; }} p {{ orphans: 3; widows: 3; }} }}
+@page {{ margin: 25mm; }}
+@media print {{ body {{ margin: 0 auto; background: none; }} p {{ orphans: 3; widows: 3; }} }}
 </style></head><body><main>{paragraphs}</main><footer>{line}</footer></body></html>
 """
 
@@ -95,8 +98,7 @@ def as_picture(tale: Tale) -> bytes:
     """A card 1200 points wide and 1500 high, or higher for a long story, as PNG."""
     width, margin, size = 1200, 130, 48 if tale.num_words < 150 else 38
     font, large, small = (
-        ImageFont.truetype(face, points)
-        for face, points in ((REGULAR, size), (BOLD, round(size * 3.2)), (REGULAR, 30))
+        ImageFont.truetype(face, points) for face, points in ((REGULAR, size), (BOLD, round(size * 3.2)), (REGULAR, 30))
     )
     leading = round(size * 1.55)
     initial, parts = _initial(tale)
@@ -138,9 +140,11 @@ def _lines(
             while word:
                 left = max(left, beside if len(lines) < 2 else 0)
                 room = width - left
-                fits = len(word)
-                while fits > 1 and font.getlength(word[:fits]) > room:  # a word that no line could hold is broken
-                    fits -= 1
+                # A word that no line could hold is broken; no line holds MOST_LETTERS.
+                fits = bisect_right(
+                    range(1, min(len(word), MOST_LETTERS) + 1), room, key=lambda n: font.getlength(word[:n])
+                )
+                fits = max(1, fits)
                 longer = f"{line} {word[:fits]}" if line else word[:fits]
                 if line and font.getlength(longer) > room:
                     lines.append((left, line))

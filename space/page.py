@@ -1,11 +1,11 @@
 """How the page looks: its cover, its type, the book a story is set in, and what it says when something is amiss."""
 
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
-
 from tale import Tale, sentences
 
 WEB = Path(__file__).with_name("web")
@@ -21,8 +21,7 @@ def asset(name: str) -> str:
 
 
 STYLE = f"<style>{asset('page.css')}</style>"
-COVER = f"""<header class="cover">{asset("cover.svg")}<h1>Tiny Story Generator</h1>
-<p>Give the first words and the last. A small model writes the story between them.</p></header>"""
+COVER = st.components.v2.component("story_cover", html=asset("cover.html"), isolate_styles=False)
 FOOT = """<footer class="foot"><p>Stories come from a model of 14 million parameters that has read nothing but short
 stories for small children. It makes things up, and at times loses its thread. Words that do not belong in a children’s
 story are kept out by a list; it cannot judge what a sentence means. Your words and stories are not stored here: the
@@ -35,7 +34,7 @@ BOOK = st.components.v2.component(
 def open_page() -> None:
     st.set_page_config(page_title="Tiny Story Generator", page_icon="📖", layout="centered")
     st.html(STYLE)
-    st.html(COVER)
+    COVER(key="cover")
 
 
 def notice(text: str, good: bool = False) -> None:
@@ -44,8 +43,8 @@ def notice(text: str, good: bool = False) -> None:
     st.html(f'<div class="{kind}" role="{role}"><p>{escape(text)}</p></div>')
 
 
-def section(title: str, line: str = "") -> None:
-    st.html(f'<div class="section"><h2>{escape(title)}</h2><p>{escape(line)}</p></div>')
+def line(text: str) -> None:
+    st.html(f'<p class="line">{escape(text)}</p>')
 
 
 def book(
@@ -83,7 +82,7 @@ def paragraphs(tale: Tale) -> list[list[dict[str, Any]]]:
             result.append([])
         parts, at = [], begin if "\n" in text[reached:begin] or number == 0 else reached
         cuts = sorted({at, end, *(cut for span in asked for cut in span if at < cut < end)})
-        for left, right in zip(cuts, cuts[1:], strict=False):
+        for left, right in pairwise(cuts):
             parts.append([text[left:right], any(low <= left and right <= high for low, high in asked)])
         result[-1].append({"number": number, "parts": parts})
         reached = end

@@ -8,7 +8,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tale import MODELS, NotATale, Step, Tale, parse_steps
+from tale import MODELS, Step, Tale, TaleError, parse_steps
 
 LONGEST = 6000  # characters of a link's value
 LARGEST = 40_000  # bytes that it may unfold to
@@ -40,25 +40,25 @@ def to_link(tale: Tale) -> str:
 def from_link(value: str) -> Shared:
     """
     Raises:
-        NotATale: the value is not, to the letter, one that `to_link` could have made.
+        TaleError: the value is not, to the letter, one that `to_link` could have made.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", value) or len(value) > LONGEST:
-        raise NotATale("the link is broken")
+        raise TaleError("the link is broken")
     try:
         packed = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
         unfolding = zlib.decompressobj()
         content = json.loads(unfolding.decompress(packed, LARGEST))
         if not unfolding.eof or unfolding.unused_data:
-            raise NotATale("the link is cut or too long")
+            raise TaleError("the link is cut or too long")
     except (binascii.Error, zlib.error, ValueError, RecursionError) as error:
-        raise NotATale("the link is broken") from error
+        raise TaleError("the link is broken") from error
     if not isinstance(content, dict) or set(content) != {"steps", "model", "revision", "checksum"}:
-        raise NotATale("the link has other parts than a story's")
+        raise TaleError("the link has other parts than a story's")
     model, revision, checksum = content["model"], content["revision"], content["checksum"]
     if model not in MODELS or not isinstance(revision, str) or len(revision) > 100:
-        raise NotATale("the link names a model that is not known here")
+        raise TaleError("the link names a model that is not known here")
     if not isinstance(checksum, str) or not re.fullmatch(r"[0-9a-f]{10}", checksum):
-        raise NotATale("the link has no checksum")
+        raise TaleError("the link has no checksum")
     if not isinstance(content["steps"], list) or not all(isinstance(step, dict) for step in content["steps"]):
-        raise NotATale("the link tells no story")
+        raise TaleError("the link tells no story")
     return Shared(parse_steps([DEFAULTS | step for step in content["steps"]]), model, revision, checksum)

@@ -6,12 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import streamlit as st
-
 from page import asset
-from tale import NotATale, Tale, parse_tale
+from tale import Tale, TaleError, parse_tale
 
 MOST = 60  # tales, the latest; storage.js holds to it too
-LARGEST_FILE = 2_000_000  # bytes
+LARGEST_FILE = 1_000_000  # bytes
 STORAGE = st.components.v2.component("story_shelf", js=asset("storage.js"))
 
 
@@ -56,7 +55,7 @@ class Shelf:
         for data in stored["tales"][-MOST:]:
             try:
                 tale = parse_tale(data)
-            except NotATale:
+            except TaleError:
                 continue
             if tale.key not in self.removed:
                 self.tales.setdefault(tale.key, tale)
@@ -73,18 +72,18 @@ def to_file(tales: list[Tale]) -> bytes:
 def from_file(content: bytes) -> list[Tale]:
     """
     Raises:
-        NotATale: the file is not, field by field, one that `to_file` could have made.
+        TaleError: the file is not, field by field, one that `to_file` could have made.
     """
     if len(content) > LARGEST_FILE:
-        raise NotATale(f"the file is larger than {LARGEST_FILE // 1_000_000} MB")
+        raise TaleError(f"the file is larger than {LARGEST_FILE // 1_000_000} MB")
     try:
         data = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise NotATale("the file is not a saved shelf") from error
+        raise TaleError("the file is not a saved shelf") from error
     if not isinstance(data, dict) or set(data) != {"tiny_stories", "tales"} or data["tiny_stories"] != 1:
-        raise NotATale("the file is not a saved shelf")
+        raise TaleError("the file is not a saved shelf")
     if not isinstance(data["tales"], list) or len(data["tales"]) > MOST:
-        raise NotATale(f"the shelf holds more than {MOST} stories")
+        raise TaleError(f"the shelf holds more than {MOST} stories")
     return [parse_tale(tale) for tale in data["tales"]]
 
 

@@ -13,10 +13,10 @@ from typing import Any
 MODELS = ("modern", "classic")
 LENGTHS = ("short", "medium", "long")
 MAX_START, MAX_END, MAX_STORY, MAX_STEPS = 2000, 200, 12_000, 8  # characters, and steps
-SENTENCE = re.compile(r"""\s*\S.*?(?:[.!?]["'”’]{0,2}(?=\s)|$)""", re.MULTILINE)
+SENTENCE = re.compile(r"""\s*\S.*?(?:[.!?]["'”’]{0,2}(?=\s+[^\sa-z])|$)""", re.MULTILINE)
 
 
-class NotATale(ValueError):
+class TaleError(ValueError):
     """What was read is not a tale; the message says where."""
 
 
@@ -103,7 +103,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
 def parse_step(data: Any, first: bool) -> Step:
     """
     Raises:
-        NotATale: a field is missing, unknown, of another type, or outside its bounds.
+        TaleError: a field is missing, unknown, of another type, or outside its bounds.
     """
     fields = _record(data, Step, "a step")
     if first:
@@ -112,7 +112,7 @@ def parse_step(data: Any, first: bool) -> Step:
         start, keep = _nothing(fields, "start"), _number(fields, "keep", 1, MAX_STORY)
     include = fields["include"]
     if not isinstance(include, (list, tuple)) or len(include) > 3:
-        raise NotATale("include is no list of up to three words")
+        raise TaleError("include is no list of up to three words")
     return Step(
         start=start,
         keep=keep,
@@ -130,17 +130,17 @@ def parse_step(data: Any, first: bool) -> Step:
 def parse_steps(data: Any) -> tuple[Step, ...]:
     """
     Raises:
-        NotATale: as in `parse_step`, or none, or too many of them.
+        TaleError: as in `parse_step`, or none, or too many of them.
     """
     if not isinstance(data, list) or not 1 <= len(data) <= MAX_STEPS:
-        raise NotATale(f"steps is no list of 1 to {MAX_STEPS}")
+        raise TaleError(f"steps is no list of 1 to {MAX_STEPS}")
     return tuple(parse_step(step, first=number == 0) for number, step in enumerate(data))
 
 
 def parse_tale(data: Any) -> Tale:
     """
     Raises:
-        NotATale: as in `parse_steps`, for each field of the tale.
+        TaleError: as in `parse_steps`, for each field of the tale.
     """
     fields = _record(data, Tale, "a tale")
     return Tale(
@@ -157,47 +157,47 @@ def parse_tale(data: Any) -> Tale:
 def _record(data: Any, kind: type, name: str) -> dict[str, Any]:
     wanted = {field for field, spec in kind.__dataclass_fields__.items() if spec.init}  # type: ignore[attr-defined]
     if not isinstance(data, dict) or set(data) != wanted:
-        raise NotATale(f"{name} has other fields than {', '.join(sorted(wanted))}")
+        raise TaleError(f"{name} has other fields than {', '.join(sorted(wanted))}")
     return data
 
 
 def _text(fields: dict[str, Any], name: str, longest: int, empty: bool = False) -> str:
     value = fields[name]
     if not isinstance(value, str) or len(value) > longest or not (empty or value.strip()):
-        raise NotATale(f"{name} is no text of 1 to {longest} characters")
+        raise TaleError(f"{name} is no text of 1 to {longest} characters")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise NotATale(f"{name} holds half a character")
+        raise TaleError(f"{name} holds half a character")
     return value
 
 
 def _matching(fields: dict[str, Any], name: str, pattern: str) -> str:
     value = _text(fields, name, 100)
     if not re.fullmatch(pattern, value, re.ASCII):
-        raise NotATale(f"{name} is written in another way than expected")
+        raise TaleError(f"{name} is written in another way than expected")
     return value
 
 
 def _number(fields: dict[str, Any], name: str, least: int, most: int) -> int:
     value = fields[name]
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise NotATale(f"{name} is no whole number from {least} to {most}")
+        raise TaleError(f"{name} is no whole number from {least} to {most}")
     return value
 
 
 def _fraction(fields: dict[str, Any], name: str, least: float, most: float) -> float:
     value = fields[name]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise NotATale(f"{name} is no number from {least} to {most}")
+        raise TaleError(f"{name} is no number from {least} to {most}")
     return float(value)
 
 
 def _one_of(fields: dict[str, Any], name: str, accepted: tuple) -> Any:
     value = fields[name]
     if type(value) is not type(accepted[0]) or value not in accepted:
-        raise NotATale(f"{name} is none of {', '.join(map(str, accepted))}")
+        raise TaleError(f"{name} is none of {', '.join(map(str, accepted))}")
     return value
 
 
 def _nothing(fields: dict[str, Any], name: str) -> None:
     if fields[name] is not None:
-        raise NotATale(f"{name} has no place in this step")
+        raise TaleError(f"{name} has no place in this step")

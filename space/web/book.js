@@ -6,7 +6,7 @@ const LONGEST = 7000 // for a whole story
 
 function setStory(data) {
   const article = document.createElement("article")
-  article.className = "story"
+  article.className = data.testid === "story" ? "story" : "story small"
   article.dataset.testid = data.testid
   article.setAttribute("aria-label", data.label)
   article.dir = "auto"

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 FLAGS += ["--no-first-run", "--disable-component-update", "--disable-sync"]
-TIMEOUT = 60_000  # milliseconds: machines that run tests are busy
+TIMEOUT = 180_000  # milliseconds: machines that run tests are busy
 
 
 @contextmanager
