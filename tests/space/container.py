@@ -88,7 +88,9 @@ class Container:
 
     def start(self, arguments: list[str], **variables: str) -> subprocess.Popen[str]:
         """A program in the container, as the present user in the present folder; its output is for the caller."""
-        inside = self.variables | variables | {k: v for k, v in os.environ.items() if NETWORK.match(k)}
+        # An index that cannot be reached from here is passed over at once, not after minutes for each package.
+        network = {"PIP_RETRIES": "0"} | {k: v for k, v in os.environ.items() if NETWORK.match(k)}
+        inside = self.variables | network | variables
         identity = ["setpriv", "--reuid", self.user, "--regid", self.user, "--init-groups", "--inh-caps=-all"]
         command = [
             "nsenter", f"--target={self.holder}", "--mount", f"--root={self.root}", f"--wd={self.root}{self.folder}",
