@@ -53,7 +53,7 @@ def violations(page: Page) -> list[str]:
     found = page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
     return [
         f"{violation['id']} ({violation['impact']}): "
-        + json.dumps([(node["target"], node["failureSummary"][:200]) for node in violation["nodes"][:3]])
+        + json.dumps([(node["html"][:300], node["failureSummary"][:200]) for node in violation["nodes"][:3]])
         for violation in found
     ]
 
