@@ -32,8 +32,10 @@ def look_inside(tale: Tale, details: dict[str, Any], drafts: list[dict[str, Any]
         st.markdown("**Which drafts lost?** The one whose words the model found likeliest, on the whole, was shown.")
         st.altair_chart(contest(drafts), alt="How likely the model found each draft")
         for number, draft in enumerate(drafts[1:], 2):
-            st.html(f'<div class="lost"><p>{_lines(draft["story"])}</p></div>')
-            st.caption(f"draft {number} · seed {draft['seed']}")
+            st.html(
+                f'<div class="lost"><p>{_lines(draft["story"])}</p>'
+                f'<p class="line">draft {number}, seed {draft["seed"]}</p></div>'
+            )
 
 
 def shaded(words: list[dict[str, Any]]) -> str:
@@ -106,7 +108,7 @@ def contest(drafts: list[dict[str, Any]]) -> altair.Chart:
         for number, draft in enumerate(drafts, 1)
     ]
     return (
-        altair.Chart(altair.Data(values=rows), height=34 * len(rows) + 40)
+        altair.Chart(altair.Data(values=rows), height=30 * len(rows) + 75)
         .mark_bar(cornerRadius=4)
         .encode(
             x=altair.X("likelihood:Q", title="how likely a word was, in the (geometric) mean", axis={"format": "%"}),

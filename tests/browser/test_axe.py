@@ -14,7 +14,7 @@ from tests.browser.serving import TIMEOUT, ask, chromium, serve, visit
 from tests.conftest import ROOT
 
 AXE = "axe-core@4.14.1"
-# Streamlit's own: where files are dropped has role and tabindex in a mix that axe calls minor, and no WCAG rule forbids.
+# Streamlit's own: where files are dropped has a role and a tabindex that axe calls a minor conflict; no WCAG rule does.
 ACCEPTED = ("presentation-role-conflict", 'data-testid="stFileUploaderDropzone"')
 SIZES = {"phone": {"width": 360, "height": 780}, "desktop": {"width": 1280, "height": 900}}
 
