@@ -184,7 +184,7 @@ async def read_and_ask(address: str, number: int, until: float, pause: float, le
     try:
         await reader.open()
         await asyncio.sleep(chance.uniform(0, pause))
-        while time.monotonic() < until:
+        while count == 0 or time.monotonic() < until:
             start = f"{chance.choice(NAMES)} had {number} big {chance.choice(THINGS)}s and {count} more"
             end, count = chance.choice(ENDS), count + 1
             if chance.random() < leave:
@@ -194,11 +194,11 @@ async def read_and_ask(address: str, number: int, until: float, pause: float, le
                 report.left += 1
                 reader = Reader(address)
                 await reader.open()
-                continue
-            report.seconds.append(await reader.ask(start, end))
-            if fault := broken(reader.story, start, end):
-                report.faults.append(fault)
-            await asyncio.sleep(chance.uniform(0.5, 1.5) * pause)
+            else:
+                report.seconds.append(await reader.ask(start, end))
+                if fault := broken(reader.story, start, end):
+                    report.faults.append(fault)
+                await asyncio.sleep(chance.uniform(0.5, 1.5) * pause)
     except Exception as problem:
         report.faults.append(f"reader {number}: {type(problem).__name__}: {problem}")
     finally:
