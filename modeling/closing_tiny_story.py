@@ -81,7 +81,7 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
     logits = reader.start([[vocabulary.bos, *story.ids]]).numpy()[0]  # (vocab,), what comes next
     opened = reader.fork([0] * len(ends), room=max(map(len, forced)))
     costs, after = _read(opened, forced)
-    best: tuple[float, list[int]] = (np.inf, ends[0])
+    best: tuple[float, list[int], float] = (np.inf, ends[0], 0.0)
     for number in ROUNDS:
         chosen = _spread(costs, number)
         closings = [_Closing(ends[end], texts[end]) for end in chosen]
@@ -90,9 +90,11 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
         if fitting:
             forward = _reread(list(fitting), target.final, reader, logits, vocabulary)
             for closing, nats in zip(fitting.values(), forward, strict=True):
-                best = min(best, (_cost(closing, nats, target, story, vocabulary), closing.tokens))
+                cost = _cost(closing, nats, target, story, vocabulary)
+                best = min(best, (cost, closing.tokens, float(nats.sum())))
         if best[0] <= ENOUGH:
             break
+    story.log_probability -= best[2]
     return best[1]
 
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .decoder_tiny_story import Precision
+from .details_tiny_story import story_details
 from .generation_tiny_story import Story, plan, write_stories
 from .request_tiny_story import StoryRequest, whole_number
 from .story_tiny_story import vocabulary_of
@@ -19,7 +20,7 @@ CANDIDATE_SEEDS = 1_000_003  # from one candidate's seed to the next one's
 BATCH_SIZE = 16  # stories written side by side, unless the call says how many
 TEXTS = ("start", "continue_from")  # what the story begins with
 WISHES = tuple(name for name in StoryRequest.__dataclass_fields__ if name not in ("start", "seed"))
-SETTINGS = ("num_stories", "num_candidates", "seed", "precision", "batch_size")
+SETTINGS = ("num_stories", "num_candidates", "seed", "precision", "batch_size", "details")
 
 
 class StoryGenerationPipeline(Pipeline):
@@ -45,11 +46,14 @@ class StoryGenerationPipeline(Pipeline):
         batch_size: stories written side by side, which changes their speed, not their words. None: 16; but the stories
             of one start where the next may have to be waited for, as of a generator.
         precision: "auto", "native", "int8" or "full", as in `open_decoder`.
+        details: also tell how sure the model was of each word; takes about as long again as the story (see
+            `story_details`).
 
     Returns:
-        {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "seed"}, num_searches
-        being the times that a word or the ending did not come by itself; a list of them if num_stories is above 1. For
-        a list, a list with the one or the other for each; for what comes one by one, an iterator that tells as it goes.
+        {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "log_probability", "seed"}
+        and, if asked for, "details". num_searches are the times that a word or the ending did not come by itself,
+        log_probability is the mean of the tokens written, in nats. A list of them if num_stories is above 1; for a
+        list, a list with the one or the other for each; for what comes one by one, an iterator that tells as it goes.
 
     Raises:
         ValueError: what cannot be done, before any work; of what comes one by one, when it has come.
@@ -132,7 +136,10 @@ class StoryGenerationPipeline(Pipeline):
         of_decoder = {"precision": kwargs.pop("precision")} if "precision" in kwargs else {}
         if of_decoder and of_decoder["precision"] not in get_args(Precision):
             raise ValueError(f"precision must be one of {get_args(Precision)}, got {of_decoder['precision']!r}")
-        return kwargs, of_decoder, {name: kwargs[name] for name in ("num_stories", "num_candidates") if name in kwargs}
+        of_result = {name: kwargs[name] for name in ("num_stories", "num_candidates") if name in kwargs}
+        if "details" in kwargs:
+            of_result["details"] = bool(kwargs.pop("details"))
+        return kwargs, of_decoder, of_result
 
     def get_iterator(
         self,
@@ -194,17 +201,22 @@ class StoryGenerationPipeline(Pipeline):
         stories = {index: story for index, _, story in write_stories(self.model, self.tokenizer, requests, precision)}
         return [stories[index] for index in range(len(requests))]
 
-    def postprocess(self, stories: list[Story], num_stories: int = 1, num_candidates: int = 1) -> Any:
+    def postprocess(
+        self, stories: list[Story], num_stories: int = 1, num_candidates: int = 1, details: bool = False
+    ) -> Any:
         """The result of one start: the best of each story's candidates."""
         groups = [stories[i : i + num_candidates] for i in range(0, len(stories), num_candidates)]
-        results = [self._result(max(group, key=self._likelihood)) for group in groups]
+        chosen = [max(group, key=self._likelihood) for group in groups]
+        results = [self._result(story) for story in chosen]
+        if details:
+            for result, story in zip(results, chosen, strict=True):
+                result["details"] = story_details(self.model, self.tokenizer, story)
         return results if num_stories > 1 else results[0]
 
     @staticmethod
     def _likelihood(story: Story) -> float:
-        """Mean log-probability of the tokens written; a story that reached its limit stands behind all that ended."""
-        mean = story.log_probability / max(1, len(story.ids) - story.num_given)
-        return mean - (1000.0 if story.finish_reason == "length" else 0.0)
+        """For the choice of a candidate: a story that reached its limit stands behind all that ended."""
+        return story.mean_log_probability - (1000.0 if story.finish_reason == "length" else 0.0)
 
     @staticmethod
     def _result(story: Story) -> dict[str, Any]:
@@ -216,6 +228,7 @@ class StoryGenerationPipeline(Pipeline):
             "num_words": story.num_words,
             "num_tokens": len(story.ids),
             "num_searches": story.searches,
+            "log_probability": story.mean_log_probability,
             "seed": story.request.seed,
         }
 

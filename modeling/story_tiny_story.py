@@ -43,6 +43,11 @@ class Story:
         """Words until the reader's limit."""
         return self.request.max_words - self.num_words
 
+    @property
+    def mean_log_probability(self) -> float:
+        """Of the tokens written, in nats."""
+        return self.log_probability / max(1, len(self.ids) - self.num_given)
+
     def words_needed(self, missing: list[str]) -> int:
         """Words of what the story must still hold: the words to include that are missing, and its ending."""
         return sum(map(count_words, missing)) + self.ending_words

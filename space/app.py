@@ -3,117 +3,243 @@
 streamlit run space/app.py        the model of this clone, or of MODEL_ID (a folder or a Hub name)
 """
 
-import html
-import os
-from pathlib import Path
-from typing import Any
-
+import page
+import shelf
 import streamlit as st
-from transformers import Pipeline, pipeline
+from desk import (
+    Desk,
+    ask_again,
+    ask_first,
+    ask_for_more,
+    ask_for_shared,
+    ask_what_if,
+    desk_of,
+    tell_what_is_asked,
+)
+from engine import Engine, chosen_model
+from inside import look_inside
+from keep import as_markdown, as_page, as_pdf, as_picture, as_text, file_name
+from share import to_link
+from tale import LENGTHS, MODELS, Tale, TaleError, sentences
+from wishes import EXAMPLES, put_in, surprise, wished
 
-CLONE = Path(__file__).resolve().parent.parent / "modeling"
-ENDINGS = {
-    "ending": "It ends on your word.",
-    "eos": "The model ended it where it liked.",
-    "length": "It reached the longest length before an end came.",
-}
-STYLE = """<style>
-.story {background: #fffdf9; border: 1px solid #e6d5bd; border-radius: 14px; padding: 1.6rem 2rem;
-        font-size: 1.2rem; line-height: 1.75; min-height: 6rem}
-.story p {margin: 0 0 .8rem; font-size: inherit}
-.story mark {background: #f7d9a8; color: inherit; border-radius: 5px; padding: .05rem .3rem}
-.story .pen {color: #b4532a}
-</style>"""
-
-
-@st.cache_resource(show_spinner="Opening the story book …")
-def load(model: str) -> Pipeline:
-    """The pipeline, loaded once for all readers, its decoder built."""
-    teller = pipeline("story-generation", model=model, trust_remote_code=True)
-    teller("Once", max_words=1)  # builds the decoder, so that no reader waits for it
-    return teller
-
-
-def model_name() -> str:
-    """MODEL_ID if it is set, else the model beside this page in a clone."""
-    if os.environ.get("MODEL_ID"):
-        return os.environ["MODEL_ID"]
-    if (CLONE / "config.json").is_file():
-        return str(CLONE)
-    raise OSError("no model beside this page: set MODEL_ID to a Hub name or a folder")
-
-
-def story_html(text: str, start: str, end: str | None, writing: bool) -> str:
-    """The story as paragraphs, the reader's words marked; the ending once it is the last word of a finished story."""
-    body, tail = text[len(start) :], ""
-    if end and not writing:
-        at = body.lower().rfind(end.lower())
-        if at >= 0:
-            body, tail = body[:at], body[at:]
-    marked = f"<mark>{html.escape(start)}</mark>{html.escape(body)}"
-    if tail:
-        marked += f"<mark>{html.escape(tail[: len(end or '')])}</mark>{html.escape(tail[len(end or '') :])}"
-    paragraphs = "".join(f"<p>{part}</p>" for part in marked.split("\n"))
-    if writing:
-        paragraphs = paragraphs.removesuffix("</p>") + '<span class="pen"> ✎</span></p>'
-    return f'<div class="story" data-testid="story">{paragraphs}</div>'
-
-
-def tell(teller: Pipeline, start: str, end: str, max_words: int) -> None:
-    """Write a story into the page as it comes; what is written is kept if the reader clicks away."""
-    wishes: dict[str, Any] = {"end": end.strip() or None, "max_words": max_words}
-    place = st.empty()
-    first, text = "", ""
-    try:
-        for piece in teller.stream_story(start, **wishes):
-            if isinstance(piece, dict):
-                st.session_state.result = piece
-                break
-            first = first or piece
-            text += piece
-            st.session_state.result = {"story": text, "start": first, "end": None, "finish_reason": None}
-            place.html(story_html(text, first, None, writing=True))
-    except ValueError as problem:
-        st.session_state.result = None
-        st.error(f"This story cannot be told: {problem}.")
-    place.empty()
-
-
-def show(result: dict[str, Any]) -> None:
-    """A finished story, its ending marked, and how it ended."""
-    end = result["end"].rstrip(".!?\"'") if result["end"] else None
-    st.html(story_html(result["story"], result["start"], end, writing=False))
-    if result["finish_reason"]:
-        facts = f"{ENDINGS[result['finish_reason']]} {result['num_words']} words · seed {result['seed']}"
-    else:
-        facts = "The writing was interrupted."
-    st.caption(facts)
+SAVED = [
+    ("Text", as_text, ".txt", "text/plain", "notes"),
+    ("Markdown", as_markdown, ".md", "text/markdown", "markdown"),
+    ("Page to print", as_page, ".html", "text/html", "print"),
+    ("PDF", as_pdf, ".pdf", "application/pdf", "picture_as_pdf"),
+    ("Picture", as_picture, ".png", "image/png", "image"),
+]
 
 
 def main() -> None:
-    """The page."""
-    st.set_page_config(page_title="Tiny Story Generator", page_icon="📖", layout="centered")
-    st.html(STYLE)
-    st.title("Tiny Story Generator")
-    st.write("Give the first words and the last. A small model writes the story between them.")
+    page.open_page()
     try:
-        teller = load(model_name())
-    except (OSError, ValueError) as problem:
-        st.error(f"The model could not be loaded: {problem}")
+        engine = Engine.load(*chosen_model())
+    except OSError as problem:
+        page.notice(f"The model could not be loaded: {problem}")
         st.stop()
+    desk = desk_of(st.session_state)
+    desk.shelf.keep_in_browser(desk.session)
+    ask_for_shared(desk, st.query_params)
+    write_wishes(desk)
+    line = st.empty()
+    tell_what_is_asked(desk, engine, lambda before: page.in_line(line, before))
+    line.empty()
+    if desk.problem:
+        page.notice(desk.problem)
+    if desk.news:
+        page.notice(desk.news, good=True)
+    show_story(desk)
+    if desk.tale:
+        with st.container(key="actions", horizontal=True):
+            go_on(desk, desk.tale)
+            keep_and_share(desk.tale)
+        with st.container(key="views", horizontal=True):
+            side_by_side = len(desk.shelf.tales) > 1 and st.toggle("Compare side by side", key="compare")
+            inside = st.toggle("Look inside", key="inside")
+        if side_by_side:
+            compare(desk, desk.tale)
+        if inside and (details := desk.details(engine, desk.tale)):
+            look_inside(desk.tale, details, desk.drafts.get(desk.tale.key, []))
+    show_shelf(desk)
+    st.html(page.FOOT)
+
+
+def write_wishes(desk: Desk) -> None:
+    with st.container(key="examples", horizontal=True):
+        for name in EXAMPLES:
+            st.button(name, key=f"example {name}", on_click=put_in, args=(st.session_state, name))
+        st.button("Surprise me", key="surprise", icon=":material/casino:", on_click=surprise, args=(st.session_state,))
     with st.form("wishes", border=False):
         left, right = st.columns(2)
-        start = left.text_input("The story starts with", "Once upon a time", max_chars=2000, key="start")
-        end = right.text_input(
+        left.text_input("The story starts with", "Once upon a time", max_chars=2000, key="start")
+        right.text_input(
             "and ends with", "happy", max_chars=200, key="end",
             help="A word or a short phrase. Leave it empty to let the model end where it likes.",
         )  # fmt: skip
-        max_words = st.slider("Longest length, in words", 20, 300, 120, step=10, key="max_words")
-        asked = st.form_submit_button("Tell the story", type="primary", key="tell")
-    if asked:
-        tell(teller, start, end, max_words)
-    if st.session_state.get("result"):
-        show(st.session_state.result)
+        left, right = st.columns(2)
+        left.slider("Longest length, in words", 20, 300, 120, step=10, key="max_words")
+        asked = right.form_submit_button(
+            "Tell the story", type="primary", key="tell", icon=":material/auto_stories:", width="stretch"
+        )
+        with st.expander("More wishes", icon=":material/tune:"):
+            more_wishes()
+        if asked:
+            ask(desk)
+
+
+def ask(desk: Desk) -> None:
+    try:
+        ask_first(desk, wished(st.session_state))
+    except ValueError as problem:
+        desk.problem = f"This story cannot be told: {problem}."
+
+
+def more_wishes() -> None:
+    st.text_input(
+        "Words to include", key="include", max_chars=200, placeholder="volcano, umbrella",
+        help="Up to three, with commas between them; they come as they are or inflected.",
+    )  # fmt: skip
+    left, right = st.columns(2)
+    left.selectbox("Length", ["as it comes", *LENGTHS], key="length")
+    right.selectbox(
+        "Model", MODELS, key="model", help="Modern is the better writer; classic the original architecture."
+    )
+    left.slider("Drafts the best is chosen from", 1, 8, 2, key="num_drafts")
+    right.text_input(
+        "Seed", key="seed", max_chars=12, placeholder="by chance", help="The same wishes and seed, the same story."
+    )
+    left.slider("Temperature", 0.0, 1.5, 0.8, step=0.05, key="temperature", help="Higher is bolder.")
+    right.slider("Top-p", 0.5, 1.0, 0.95, step=0.01, key="top_p", help="Lower leaves unlikely words out.")
+    st.checkbox(
+        "Stop where the ending is first written", key="stop_at_first", help="As the original did, in mid-sentence too."
+    )
+
+
+def show_story(desk: Desk) -> None:
+    page.book(
+        desk.tale, "book", reveal=desk.fresh, choose=True, chosen=desk.chosen,
+        on_sentence_change=lambda: choose_sentence(desk),
+    )  # fmt: skip
+    if desk.tale:
+        page.facts(desk.tale)
+
+
+def choose_sentence(desk: Desk) -> None:
+    """A click on a sentence of the story opens "What if" there."""
+    number = st.session_state["book"].sentence
+    if desk.tale and isinstance(number, int) and 0 <= number < len(sentences(desk.tale.text)):
+        desk.chosen = number
+        st.session_state[f"from {desk.tale.key}"] = number
+        st.session_state["branch"] = True
+
+
+def go_on(desk: Desk, tale: Tale) -> None:
+    st.button("Another version", key="another", icon=":material/refresh:", on_click=ask_again, args=(desk,))
+    with (
+        st.popover("Go on", icon=":material/edit:", key="more", on_change="rerun"),
+        st.form("go_on", border=False),
+    ):
+        st.text_input("The story goes on, and ends with", key="more_end", max_chars=200, placeholder="moon")
+        st.slider("Words more, at most", 20, 200, 80, step=10, key="more_words")
+        st.form_submit_button("Continue the story", type="primary", key="tell_more", on_click=more, args=(desk,))
+    with (
+        st.popover("What if …", icon=":material/call_split:", key="branch", on_change="rerun"),
+        st.form("what_if", border=False),
+    ):
+        spans = sentences(tale.text)
+        st.selectbox(
+            "From here on, tell it otherwise", range(len(spans)), key=f"from {tale.key}",
+            format_func=lambda number: shorten(tale.text[slice(*spans[number])]) if number < len(spans) else "",
+            help="A click on a sentence of the story chooses it, too.",
+        )  # fmt: skip
+        st.text_input("ending this time with", key="branch_end", max_chars=200, placeholder="the same ending")
+        st.form_submit_button(
+            "Tell it otherwise", type="primary", key="tell_branch", on_click=branch, args=(desk, tale)
+        )
+
+
+def more(desk: Desk) -> None:
+    ask_for_more(desk, st.session_state["more_end"], st.session_state["more_words"])
+    st.session_state["more"] = False
+
+
+def branch(desk: Desk, tale: Tale) -> None:
+    ask_what_if(desk, st.session_state[f"from {tale.key}"], st.session_state["branch_end"])
+    st.session_state["branch"] = False
+
+
+def keep_and_share(tale: Tale) -> None:
+    with st.popover("Keep", icon=":material/download:", key="keep"):
+        for label, write, ending, kind, icon in SAVED:
+            st.download_button(
+                label, lambda write=write: write(tale), file_name(tale, ending), kind, key=f"keep {ending}",
+                on_click="ignore", icon=f":material/{icon}:", width="stretch",
+            )  # fmt: skip
+    with st.popover("Share", icon=":material/link:", key="share"):
+        st.write("Who opens this link sees the very same story, told anew.")
+        st.code(f"{page.address()}?story={to_link(tale)}", language=None, wrap_lines=True)
+        st.write("It carries the wishes, the words you typed among them, and the seed; not the story itself.")
+
+
+def compare(desk: Desk, tale: Tale) -> None:
+    """Two stories of the shelf: the one on the page and the one before it, or others."""
+    tales = {other.key: other for other in desk.shelf.latest_first()}
+    keys = list(tales)
+    before = desk.previous if desk.previous in tales else next(key for key in keys if key != tale.key)
+    sides = (("Left", before), ("Right", tale.key))
+    for column, (side, first) in zip(st.columns(2), sides, strict=True):
+        with column:
+            chosen = st.selectbox(
+                side, keys, index=keys.index(first) if first in tales else 0, key=f"{side} {before} {tale.key}",
+                format_func=lambda key: shelf_line(tales[key]) if key in tales else "",
+            )  # fmt: skip
+            page.book(tales[chosen], side.lower())
+            page.facts(tales[chosen])
+
+
+def show_shelf(desk: Desk) -> None:
+    tales = desk.shelf.latest_first()
+    title = f"Your shelf: {len(tales)} {'story' if len(tales) == 1 else 'stories'}"
+    with st.expander(title, icon=":material/shelves:", key="shelf"):
+        lasts = (
+            "Kept in this browser" if desk.shelf.usable else "This browser keeps nothing, so save the shelf as a file"
+        )
+        page.line(f"{lasts}. The latest {shelf.MOST} stories stay.")
+        for tale in tales:
+            with st.container(key=f"shelf {tale.key}", horizontal=True, vertical_alignment="center"):
+                st.text(shelf_line(tale), width="stretch")
+                st.button("Open", key=f"open {tale.key}", on_click=desk.open, args=(tale,))
+                st.button("Take off", key=f"remove {tale.key}", on_click=desk.shelf.remove, args=(tale.key,))
+        if tales:
+            st.download_button(
+                "Save the shelf as a file", lambda: shelf.to_file(list(desk.shelf.tales.values())), "tiny-stories.json",
+                "application/json", key="save_shelf", on_click="ignore", icon=":material/download:",
+            )  # fmt: skip
+        st.file_uploader(
+            "Open a saved shelf", "json", key="shelf_file", max_upload_size=1, on_change=lambda: open_shelf(desk)
+        )
+        if desk.shelf_problem:
+            page.notice(desk.shelf_problem)
+
+
+def open_shelf(desk: Desk) -> None:
+    desk.shelf_problem = None
+    if opened := st.session_state["shelf_file"]:
+        try:
+            desk.shelf.add(*shelf.from_file(opened.getvalue()))
+        except TaleError as problem:
+            desk.shelf_problem = f"This file could not be opened: {problem}."
+
+
+def shelf_line(tale: Tale) -> str:
+    ending = tale.text.split()[-1]
+    return f"{tale.title} {ending}" if tale.num_words > 7 else tale.title
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= 70 else text[:68].rsplit(" ", 1)[0] + " …"
 
 
 main()

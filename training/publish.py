@@ -30,7 +30,7 @@ MODEL_FILES = (
     "tokenizer_config.json",
     "*.safetensors",
 )
-SPACE_FILES = ("app.py", "Dockerfile", "requirements.txt", "README.md", ".streamlit/config.toml")
+SPACE_FILES = ("*.py", "web/*", "Dockerfile", "requirements.txt", "README.md", ".streamlit/config.toml")
 REQUIRED_METADATA = ("license", "language", "library_name", "pipeline_tag", "datasets")
 STORY = """
 import sys
@@ -87,14 +87,23 @@ def check_model(folder: Path) -> str:
     return done.stdout.strip()
 
 
-def assemble_space(folder: Path, repo: str) -> None:
-    """Copy the Space's files into `folder`; its Dockerfile names the model it opens."""
-    for name in SPACE_FILES:
-        target = folder / name
+def assemble_space(folder: Path, repo: str, revision: str) -> None:
+    """Copy the Space's files into `folder`; its Dockerfile names the model it opens and the model's revision, its
+    README.md the model, for the Hub to show and to load while it builds."""
+    source = ROOT / "space"
+    for path in sorted(path for pattern in SPACE_FILES for path in source.glob(pattern)):
+        target = folder / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / "space" / name, target)
-    dockerfile = (folder / "Dockerfile").read_text(encoding="utf-8")
-    (folder / "Dockerfile").write_text(dockerfile.replace("ENV MODEL_ID=", f"ENV MODEL_ID={repo}"), encoding="utf-8")
+        shutil.copyfile(path, target)
+    for name, old, new in (
+        ("Dockerfile", "ENV MODEL_ID=\n", f"ENV MODEL_ID={repo}\n"),
+        ("Dockerfile", "ENV MODEL_REVISION=\n", f"ENV MODEL_REVISION={revision}\n"),
+        ("README.md", "\ndatasets:\n", f"\nmodels:\n- {repo}\npreload_from_hub:\n- {repo}\ndatasets:\n"),
+    ):
+        text = (folder / name).read_text(encoding="utf-8")
+        if old not in text:
+            raise PublishError(f"the Space's {name} lacks the line {old.strip()!r}")
+        (folder / name).write_text(text.replace(old, new), encoding="utf-8")
 
 
 def list_files(folder: Path, title: str) -> None:
@@ -163,7 +172,7 @@ def publish(arguments: argparse.Namespace) -> None:
         assemble_model(folders["model"], arguments.repo)
         list_files(folders["model"], f"model {arguments.repo}")
         if arguments.space:
-            assemble_space(folders["space"], arguments.repo)
+            assemble_space(folders["space"], arguments.repo, tag)
             list_files(folders["space"], f"space {arguments.repo}")
         api = HfApi()
         if not arguments.dry_run:

@@ -31,7 +31,7 @@ def test_a_story_keeps_the_contract(tell: Pipeline, start: str, end: str, max_wo
     assert count_words(story) == result["num_words"] <= max_words
     assert result["finish_reason"] == "ending"
     assert set(result) == {
-        "story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "seed",
+        "story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "log_probability", "seed",
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The page without a browser: what it says to good and bad wishes."""
+"""The page without a browser: what it says to good and bad wishes, and that nothing told is lost."""
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -8,37 +8,77 @@ from tests.conftest import ROOT
 APP = str(ROOT / "space" / "app.py")
 
 
-def open_page() -> AppTest:
-    page = AppTest.from_file(APP, default_timeout=120).run()
+def open_page(**query: str) -> AppTest:
+    page = AppTest.from_file(APP, default_timeout=240)
+    for name, value in query.items():
+        page.query_params[name] = value
+    page = page.run()
     assert not page.exception
     return page
 
 
-def ask(page: AppTest, start: str, end: str, max_words: int = 40) -> AppTest:
+def ask(page: AppTest, start: str, end: str, max_words: int = 40, **more: object) -> AppTest:
     page.text_input(key="start").input(start)
     page.text_input(key="end").input(end)
     page.slider(key="max_words").set_value(max_words)
+    for name, value in more.items():
+        page.session_state[name] = value
     page = page.button(key="tell").click().run()
     assert not page.exception
     return page
 
 
-def story_of(page: AppTest) -> str:
-    return page.session_state["result"]["story"]
+def desk(page: AppTest):
+    return page.session_state["desk"]
 
 
 def test_a_story_is_told_and_stays():
-    page = ask(open_page(), "the little fox", "home")
-    result = page.session_state["result"]
-    assert result["story"].startswith("The little fox")
-    assert result["story"].rstrip(".!?\"'").lower().endswith("home")
-    assert "ends on your word" in page.caption[0].value and f"seed {result['seed']}" in page.caption[0].value
-    assert story_of(page.run()) == result["story"]  # a rerun without the button keeps it
+    page = ask(open_page(), "the little fox", "home", seed="7")
+    tale = desk(page).tale
+    assert tale.text.startswith("The little fox") and tale.num_words <= 40
+    assert tale.text.rstrip(".!?\"'").lower().endswith("home")
+    shown = " ".join(element.proto.body for element in page.get("html"))
+    assert "It ends on your word." in shown and f"seed {tale.steps[-1].seed}" in shown
+    page.run()
+    assert desk(page).tale == tale and list(desk(page).shelf.tales) == [tale.key]
+
+
+def test_a_story_goes_on_and_is_told_otherwise():
+    page = ask(open_page(), "The little fox", "home", seed="7")
+    first = desk(page).tale
+    page.text_input(key="more_end").input("moon")
+    page.button(key="tell_more").click().run()
+    longer = desk(page).tale
+    assert longer.text.startswith(first.text) and longer.text.rstrip(".!?\"'").lower().endswith("moon")
+    assert [step.end for step in longer.steps] == ["home", "moon"]
+
+    page.selectbox(key=f"from {longer.key}").select_index(0)
+    page.text_input(key="branch_end").input("sea")
+    page.button(key="tell_branch").click().run()
+    other = desk(page).tale
+    kept = other.text[: other.steps[-1].keep]
+    assert longer.text.startswith(kept) and kept.rstrip()[-1] in '.!?"'
+    assert other.text.rstrip(".!?\"'").lower().endswith("sea") and len(desk(page).shelf.tales) == 3
+
+    page.toggle(key="compare").set_value(True).run()
+    page.toggle(key="inside").set_value(True).run()
+    assert not page.exception and desk(page).known[other.key]["words"]
+
+
+def test_a_shared_link_tells_the_very_same_story():
+    page = ask(open_page(), "The little fox", "home", seed="11", num_drafts=3, include="volcano")
+    page.text_input(key="more_end").input("moon")
+    page.button(key="tell_more").click().run()
+    tale = desk(page).tale
+    link = page.code[0].value.split("?story=")[1]
+    other = open_page(story=link)
+    assert desk(other).tale.text == tale.text and "just as it was" in desk(other).news
+    assert desk(open_page(story=link[:-9])).problem == "This link cannot be opened: the link is broken."
 
 
 def test_without_an_ending_the_page_says_why_it_stopped():
     page = ask(open_page(), "Once upon a time", "", max_words=20)
-    assert "longest length" in page.caption[0].value or "model ended it" in page.caption[0].value
+    assert desk(page).tale.finish_reason in ("length", "eos")
 
 
 @pytest.mark.parametrize(
@@ -47,22 +87,40 @@ def test_without_an_ending_the_page_says_why_it_stopped():
         ("   ", "happy", "start must hold at least one word"),
         ("She", "?!", "end must hold at least one word"),
         ("word " * 30, "happy", "alone need 31"),
-        ("x" * 2000, "happy", "room for"),
+        ("ab" * 1000, "happy", "room for"),
+        ("She", "shit", "do not belong in a children’s story"),
     ],
 )
 def test_bad_wishes_get_a_clear_message(start: str, end: str, message: str):
     page = ask(open_page(), start, end, max_words=30)
-    assert message in page.error[0].value
-    assert page.session_state["result"] is None
+    alerts = [element.proto.body for element in page.get("html") if 'role="alert"' in element.proto.body]
+    assert len(alerts) == 1 and message in alerts[0]
+    assert desk(page).tale is None and not page.error
 
 
-def test_markup_typed_by_the_reader_is_text():
-    page = ask(open_page(), "<b>Tom</b> & <script>", "home")
-    shown = "".join(element.proto.body for element in page.get("html"))
-    assert "<mark>&lt;b&gt;Tom&lt;/b&gt; &amp; &lt;script&gt;</mark>" in shown
+def test_a_draft_with_an_unfit_word_is_never_shown(monkeypatch: pytest.MonkeyPatch):
+    page = open_page()
+    import gentle  # the page has put its folder on the path
+
+    told: list[str] = []
+
+    def picky(*texts: str | None) -> bool:
+        told.extend(text for text in texts if text and len(text) > 60)
+        return bool(told) and any(text == told[0] for text in texts)
+
+    monkeypatch.setattr("desk.unfit", picky)
+    assert gentle.unfit
+    page = ask(page, "The little fox", "home", max_words=80, seed="3", num_drafts=2)
+    assert len(told) == 2 and desk(page).tale.text == told[1]
+
+
+def test_a_wrong_seed_is_said():
+    page = ask(open_page(), "She", "home", seed="seven")
+    assert "a seed is a whole number" in desk(page).problem and desk(page).tale is None
 
 
 def test_a_missing_model_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setenv("MODEL_ID", str(tmp_path))
     page = open_page()
-    assert "could not be loaded" in page.error[0].value and not page.text_input
+    alerts = [element.proto.body for element in page.get("html") if 'role="alert"' in element.proto.body]
+    assert "could not be loaded" in alerts[0] and not page.text_input

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import RepoCard
 
 from tests.conftest import ROOT
 from tests.hub import Hub
@@ -66,7 +67,10 @@ def test_round_trip(hub: Hub, tmp_path: Path):
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "LICENSE"} <= set(files)
     assert not [path for path in files if "pycache" in path or path.endswith((".pt", ".bin", "card.md"))]
     assert f'model="{REPO}"' in files["README.md"].decode()
-    assert f"ENV MODEL_ID={REPO}\n" in space.commits[-1][1]["Dockerfile"].decode()
+    assert f"ENV MODEL_ID={REPO}\nENV MODEL_REVISION=v0.1.0\n" in space.commits[-1][1]["Dockerfile"].decode()
+    card = RepoCard(space.commits[-1][1]["README.md"].decode()).data.to_dict()
+    assert card["models"] == card["preload_from_hub"] == [REPO] and card["sdk"] == "docker"
+    assert {"app.py", "engine.py", "serve.py", ".streamlit/config.toml"} <= set(space.commits[-1][1])
     story = tell(hub, tmp_path / "fresh", "v0.1.0")
     assert story.startswith("She ") and story.rstrip('."!').endswith("home")
 

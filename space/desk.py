@@ -1,0 +1,203 @@
+"""One reader's desk: the story that lies on it, the shelf beside it, and what is asked for but not told yet.
+
+A click anywhere on a Streamlit page stops the script that is running and starts it anew. So what is asked for lies on
+the desk until it is told, and what was told is laid there by plain assignments, between which Streamlit cannot step
+in: a click while a story is being told neither loses it nor the wish for it.
+"""
+
+import secrets
+import time
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from engine import Engine, EngineError, chosen_model
+from gentle import unfit
+from share import Shared, from_link
+from shelf import Shelf, today
+from tale import Step, Tale, TaleError, sentences
+from wishes import SEEDS, Wishes
+
+TRIES = 3  # times drafts are drawn until one has no word that is unfit for children
+MANY = 20  # stories whose drafts stay on the desk
+TYPED_UNFIT = "Some of these words do not belong in a children’s story. Please choose others."
+TOLD_UNFIT = "The stories that came had words that do not belong in a children’s story. Please ask again."
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Steps to tell, after those that are told already."""
+
+    told: str
+    before: tuple[Step, ...]
+    steps: tuple[Step, ...]
+    model: str
+    num_drafts: int = 1
+    shared: Shared | None = None
+
+
+@dataclass
+class Desk:
+    session: str = field(default_factory=lambda: secrets.token_hex(8))
+    tale: Tale | None = None
+    previous: str | None = None  # key of the tale before it
+    fresh: bool = False  # it has just been told
+    chosen: int | None = None  # sentence of the tale from which it shall be told otherwise
+    shelf: Shelf = field(default_factory=Shelf)
+    asked: Asked | None = None
+    problem: str | None = None
+    news: str | None = None
+    drafts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by key of the tale chosen among them
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)  # details, by key of the tale
+    link: str | None = None  # the shared link that was opened
+    shelf_problem: str | None = None  # with a file that was opened
+
+    def ask(self, asked: Asked) -> None:
+        self.asked, self.problem, self.news = asked, None, None
+
+    def open(self, tale: Tale, fresh: bool = False) -> None:
+        if self.tale and self.tale.key != tale.key:
+            self.previous = self.tale.key
+        self.tale, self.fresh, self.chosen, self.problem, self.news = tale, fresh, None, None, None
+
+    def details(self, engine: Engine, tale: Tale) -> dict[str, Any] | None:
+        """How sure the model was of each word of the tale's last step, told again for it; None if it came out
+        otherwise."""
+        if tale.key not in self.known:
+            result = _tell(engine, tale.steps[-1], tale.text, tale.model, 1, details=True)[0]
+            self.known[tale.key] = result["details"] if result["story"] == tale.text else {}
+            _forget(self.known)
+        return self.known[tale.key] or None
+
+
+def desk_of(state: MutableMapping[Any, Any]) -> Desk:
+    if "desk" not in state:
+        state["desk"] = Desk()
+    return state["desk"]
+
+
+def ask_first(desk: Desk, wishes: Wishes) -> None:
+    desk.ask(Asked("", (), (wishes.step,), wishes.model, wishes.num_drafts))
+
+
+def ask_again(desk: Desk) -> None:
+    """Another version: the same wishes, another seed."""
+    tale = desk.tale
+    assert tale
+    step = replace(tale.steps[-1], seed=secrets.randbelow(SEEDS))
+    drafts = max(1, len(desk.drafts.get(tale.key, [])))
+    told = tale.text[: step.keep] if step.keep is not None else ""
+    desk.ask(Asked(told, tale.steps[:-1], (step,), tale.model, drafts))
+
+
+def ask_for_more(desk: Desk, end: str, words: int) -> None:
+    """The tale continued to a new ending."""
+    _go_on(desk, desk.tale.text if desk.tale else "", end.strip() or None, words)
+
+
+def ask_what_if(desk: Desk, sentence: int, end: str) -> None:
+    """The tale told otherwise after one of its sentences, as many words as it had there."""
+    tale = desk.tale
+    assert tale
+    kept = tale.text[: sentences(tale.text)[sentence][1]]
+    _go_on(desk, kept, end.strip() or tale.end, max(40, tale.num_words - len(kept.split())))
+
+
+def _go_on(desk: Desk, kept: str, end: str | None, words: int) -> None:
+    tale = desk.tale
+    assert tale
+    last = tale.steps[-1]
+    step = Step(
+        start=None, keep=len(kept), end=end, max_words=len(kept.split()) + words, seed=secrets.randbelow(SEEDS),
+        temperature=last.temperature, top_p=last.top_p,
+    )  # fmt: skip
+    desk.ask(Asked(kept, tale.steps, (step,), tale.model, max(1, len(desk.drafts.get(tale.key, [])))))
+
+
+def ask_for_shared(desk: Desk, query: MutableMapping[str, Any]) -> None:
+    """A story that somebody shared, once for each link that is opened."""
+    link = query.get("story")
+    if not link or link == desk.link:
+        return
+    desk.link = link
+    try:
+        shared = from_link(link)
+    except TaleError as problem:
+        desk.problem = f"This link cannot be opened: {problem}."
+        return
+    desk.ask(Asked("", (), shared.steps, shared.model, shared=shared))
+
+
+def tell_what_is_asked(desk: Desk, engine: Engine, on_place: Any = None) -> None:
+    """Tell it, lay it on the desk and put it on the shelf; or say why not."""
+    asked = desk.asked
+    if not asked:
+        return
+    try:
+        tale, drafts = _tell_asked(engine, asked, on_place)
+    except EngineError as problem:
+        desk.asked, desk.problem = None, str(problem)
+        return
+    except ValueError as problem:
+        desk.asked, desk.problem = None, f"This story cannot be told: {in_page_words(problem)}."
+        return
+    desk.asked = None
+    if not tale:
+        desk.problem = TYPED_UNFIT if drafts is None else TOLD_UNFIT
+        return
+    desk.open(tale, fresh=True)
+    desk.drafts[tale.key] = drafts or []
+    _forget(desk.drafts)
+    desk.shelf.add(tale)
+    if asked.shared and asked.shared.checksum == tale.key:
+        desk.news = "Somebody shared this story with you. It came out just as it was."
+    elif asked.shared:
+        desk.news = (
+            "Somebody shared this story with you, but here it came out differently: this page runs another version of "
+            "the model, or on another machine."
+        )
+
+
+def in_page_words(problem: ValueError) -> str:
+    """The pipeline's message, as it is put to somebody who fills in a field."""
+    return str(problem).replace("None lets the model end by itself", "leave it empty to let the model end by itself")
+
+
+def _tell_asked(engine: Engine, asked: Asked, on_place: Any) -> tuple[Tale | None, list[dict[str, Any]] | None]:
+    """The tale and the drafts it was chosen among, it first; no tale and no drafts if a wish is unfit for children,
+    no tale if all drafts are."""
+    for step in asked.steps:
+        if unfit(step.start, step.end, *step.include):
+            return None, None
+    told, steps, drafts = asked.told, asked.before, []
+    seconds = 0.0
+    for step in asked.steps:
+        for number in range(1 if asked.shared else TRIES):
+            again = replace(step, seed=(step.seed + number * asked.num_drafts) % SEEDS if number else step.seed)
+            begun = time.monotonic()
+            drafts = _tell(engine, again, told, asked.model, asked.num_drafts, on_place)
+            seconds += time.monotonic() - begun
+            fit = [draft for draft in drafts if not unfit(draft["story"])]
+            if fit:
+                break
+        else:
+            return None, []
+        drafts = sorted(fit, key=lambda draft: (draft["finish_reason"] == "length", -draft["log_probability"]))
+        told, steps = drafts[0]["story"], (*steps, replace(step, seed=drafts[0]["seed"]))
+    tale = Tale(
+        text=told, steps=steps, model=asked.model, revision=chosen_model()[1] or "",
+        finish_reason=drafts[0]["finish_reason"], seconds=round(seconds, 2), told=today(),
+    )  # fmt: skip
+    return tale, drafts
+
+
+def _tell(
+    engine: Engine, step: Step, told: str, model: str, num_drafts: int, on_place: Any = None, details: bool = False
+) -> list[dict[str, Any]]:
+    wishes = step.wishes(told) | ({"details": True} if details else {})
+    return engine.tell(wishes, num_drafts, on_place, "classic" if model == "classic" else "")
+
+
+def _forget(known: dict[str, Any]) -> None:
+    while len(known) > MANY:
+        del known[next(iter(known))]

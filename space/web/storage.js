@@ -1,0 +1,29 @@
+// The shelf in the reader's own browser. Tales known to either side are put together, those taken off are left out.
+
+const KEY = "tiny-stories-shelf"
+const MOST = 60
+
+export default function (component) {
+  const { data, parentElement, setStateValue } = component
+  let stored = [], usable = true
+  try {
+    const found = JSON.parse(localStorage.getItem(KEY) ?? "[]")
+    if (Array.isArray(found)) stored = found
+  } catch { usable = false }
+  const tales = new Map()
+  for (const tale of [...stored, ...data.shelf]) {
+    if (typeof tale?.text === "string") tales.set(tale.text, tale)
+  }
+  for (const text of data.removed) tales.delete(text)
+  const all = [...tales.values()].slice(-MOST)
+  try {
+    if (JSON.stringify(all) !== JSON.stringify(stored)) localStorage.setItem(KEY, JSON.stringify(all))
+  } catch { usable = false }
+  // Told once: what the page cannot read it would never take in.
+  const news = data.session + usable + all.map((tale) => tale.text).sort().join()
+  const known = data.shelf.map((tale) => tale.text).sort().join()
+  if ((!usable || data.session + usable + known !== news) && parentElement.told !== news) {
+    parentElement.told = news
+    setStateValue("stored", { tales: all, usable })
+  }
+}
