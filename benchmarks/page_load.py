@@ -55,6 +55,7 @@ class Report:
     left: int = 0
     faults: list[str] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)  # MB of the page's and the storyteller's processes, each second
+    processor: tuple[float, float] = (0.0, 0.0)  # seconds of the page's process and of the storyteller's, each story
 
     def percentile(self, share: float) -> float:
         ordered = sorted(self.seconds)
@@ -184,7 +185,7 @@ async def read_and_ask(address: str, number: int, until: float, pause: float, le
     try:
         await reader.open()
         await asyncio.sleep(chance.uniform(0, pause))
-        while time.monotonic() < until:
+        while count == 0 or time.monotonic() < until:
             start = f"{chance.choice(NAMES)} had {number} big {chance.choice(THINGS)}s and {count} more"
             end, count = chance.choice(ENDS), count + 1
             if chance.random() < leave:
@@ -194,11 +195,11 @@ async def read_and_ask(address: str, number: int, until: float, pause: float, le
                 report.left += 1
                 reader = Reader(address)
                 await reader.open()
-                continue
-            report.seconds.append(await reader.ask(start, end))
-            if fault := broken(reader.story, start, end):
-                report.faults.append(fault)
-            await asyncio.sleep(chance.uniform(0.5, 1.5) * pause)
+            else:
+                report.seconds.append(await reader.ask(start, end))
+                if fault := broken(reader.story, start, end):
+                    report.faults.append(fault)
+                await asyncio.sleep(chance.uniform(0.5, 1.5) * pause)
     except Exception as problem:
         report.faults.append(f"reader {number}: {type(problem).__name__}: {problem}")
     finally:
@@ -210,9 +211,21 @@ async def visit(address: str, server: int, readers: int, seconds: float, pause: 
     report, until = Report(readers), time.monotonic() + seconds
     visits = [read_and_ask(address, number, until, pause, leave, report) for number in range(readers)]
     watch = asyncio.create_task(watch_memory(server, report))
+    before = processor_seconds(server)
     await asyncio.gather(*visits)
     watch.cancel()
+    used = [after - was for after, was in zip(processor_seconds(server), before, strict=True)]
+    stories = max(1, len(report.seconds) + report.left)
+    report.processor = (used[0] / stories, used[1] / stories)
     return report
+
+
+def processor_seconds(server: int) -> tuple[float, float]:
+    """Of the page's process and of the storyteller's, so far."""
+    page = psutil.Process(server)
+    times = [process.cpu_times() for process in (page, *page.children())]
+    each = [time.user + time.system for time in times]
+    return each[0], sum(each[1:])
 
 
 async def watch_memory(server: int, report: Report) -> None:
@@ -256,7 +269,7 @@ def main() -> None:
     arguments = parser.parse_args()
     reports = []
     with page() as (address, server):
-        print(" readers  stories  left   p50 s   p95 s    most     MB  growth  faults")
+        print(" readers  stories  left   p50 s   p95 s    most     MB  growth  page s  teller s  faults")
         for readers in arguments.readers:
             seconds = 60 * arguments.minutes * (1 if readers == arguments.readers[-1] else 0.2)
             report = asyncio.run(visit(address, server, readers, seconds, arguments.pause, arguments.leave))
@@ -264,7 +277,7 @@ def main() -> None:
             print(
                 f"{readers:8}{len(report.seconds):9}{report.left:6}{report.percentile(0.5):8.2f}"
                 f"{report.percentile(0.95):8.2f}{report.percentile(1):8.2f}{report.memory[-1]:7.0f}"
-                f"{report.growth():8.2f}{len(report.faults):8}",
+                f"{report.growth():8.2f}{report.processor[0]:8.3f}{report.processor[1]:10.3f}{len(report.faults):8}",
                 flush=True,
             )  # fmt: skip
     for report in reports:

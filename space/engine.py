@@ -1,9 +1,9 @@
 """The Space's storyteller: the model in a process of its own, and the line of readers before it.
 
-A story is a thousand turns between Python and the C kernel, and a process runs one thread's Python at a time. So two
+A story is hundreds of turns between Python and the C kernel, and a process runs one thread's Python at a time. So two
 stories at once take twice as long each, and beside the threads that draw other readers' pages one takes two to three
-times as long; with two OpenMP threads on two busy cores it can take ten times as long (docs/lab_notebook.md). Here
-one story is written at a time, on one thread, in the readers' order, and the pages keep the other core.
+times as long; on two OpenMP threads and two busy cores it took six times as long (docs/notebook, 2026-11-27). Here one
+story is written at a time, on one thread, in the readers' order, and the pages keep the other core.
 
 `python engine.py MODEL [REVISION]` is the storyteller's process: wishes in and stories out, a line of JSON each. It
 ends when the page's process does.

@@ -1,7 +1,6 @@
 """The page's states under axe-core, which checks accessibility: no violation, in light and dark, desktop and phone."""
 
 import functools
-import json
 import shutil
 import subprocess
 import tarfile
@@ -15,6 +14,8 @@ from tests.browser.serving import TIMEOUT, ask, chromium, serve, visit
 from tests.conftest import ROOT
 
 AXE = "axe-core@4.14.1"
+# Streamlit's own: where files are dropped has a role and a tabindex that axe calls a minor conflict; no WCAG rule does.
+ACCEPTED = ("presentation-role-conflict", 'data-testid="stFileUploaderDropzone"')
 SIZES = {"phone": {"width": 360, "height": 780}, "desktop": {"width": 1280, "height": 900}}
 
 
@@ -37,7 +38,7 @@ def axe_source() -> str:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with serve() as url:
+    with serve("serve.py") as url:
         yield url
 
 
@@ -48,13 +49,14 @@ def browser() -> Iterator[Browser]:
 
 
 def violations(page: Page) -> list[str]:
-    """Each violation's rule, how bad it is, and the first places."""
+    """Each violation's rule, how bad it is, where, and what would help."""
     page.evaluate(axe_source())
     found = page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
     return [
-        f"{violation['id']} ({violation['impact']}): "
-        + json.dumps([(node["target"], node["failureSummary"][:200]) for node in violation["nodes"][:3]])
-        for violation in found
+        f"{rule['id']} ({rule['impact']}): {node['html']}: {node['failureSummary']}"
+        for rule in found
+        for node in rule["nodes"]
+        if not (rule["id"] == ACCEPTED[0] and ACCEPTED[1] in node["html"])
     ]
 
 

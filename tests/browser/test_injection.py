@@ -39,7 +39,7 @@ CLEAN = {"broken": None, "foreign": [], "handlers": 0, "frames": 0, "formulas": 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with serve() as url:
+    with serve("serve.py") as url:
         yield url
 
 

@@ -88,7 +88,9 @@ class Container:
 
     def start(self, arguments: list[str], **variables: str) -> subprocess.Popen[str]:
         """A program in the container, as the present user in the present folder; its output is for the caller."""
-        inside = self.variables | variables | {k: v for k, v in os.environ.items() if NETWORK.match(k)}
+        # An index that cannot be reached from here is passed over at once, not after minutes for each package.
+        network = {"PIP_RETRIES": "0"} | {k: v for k, v in os.environ.items() if NETWORK.match(k)}
+        inside = self.variables | network | variables
         identity = ["setpriv", "--reuid", self.user, "--regid", self.user, "--init-groups", "--inh-caps=-all"]
         command = [
             "nsenter", f"--target={self.holder}", "--mount", f"--root={self.root}", f"--wd={self.root}{self.folder}",
@@ -113,6 +115,8 @@ class Container:
         wanted = re.fullmatch(r"python:(\d+\.\d+)(?:-slim)?", image)
         if not wanted or wanted[1] != ".".join(map(str, sys.version_info[:2])):
             raise StepFailedError(f"FROM {image}: this machine has Python {sys.version.split()[0]}")
+        # The image has no users of its own.
+        self.run("for user in $(awk -F: '$3 >= 1000 && $3 < 60000 {print $1}' /etc/passwd); do userdel $user; done")
         self.run(f"ln -sf {PYTHON}/bin/python3 /usr/local/bin/python && ln -sf python /usr/local/bin/python3")
         self.run(f"python -m ensurepip && ln -sf {PYTHON}/bin/pip3 /usr/local/bin/pip && chmod -R a+rX {PYTHON}")
 
