@@ -40,12 +40,12 @@ def main() -> None:
         page.notice(f"The model could not be loaded: {problem}")
         st.stop()
     desk = desk_of(st.session_state)
-    desk.shelf.keep_in_browser(desk.session)
     ask_for_shared(desk, st.query_params)
     write_wishes(desk)
     line = st.empty()
     tell_what_is_asked(desk, engine, lambda before: page.in_line(line, before))
     line.empty()
+    desk.shelf.keep_in_browser(desk.session)  # with the story that was just told
     if desk.problem:
         page.notice(desk.problem)
     if desk.news:

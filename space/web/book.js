@@ -13,6 +13,7 @@ function setStory(data) {
   const words = []
   for (const paragraph of data.paragraphs) {
     const p = document.createElement("p")
+    let apart = true // a blank stands before the next piece; the full stop after a marked word has none
     for (const sentence of paragraph) {
       const whole = document.createElement("span")
       whole.className = "sentence"
@@ -21,11 +22,13 @@ function setStory(data) {
         const part = asked ? document.createElement("mark") : whole
         for (const piece of text.split(/(\s+)/)) {
           if (!piece) continue
-          if (!piece.trim()) { part.append(piece); continue }
+          if (!piece.trim()) { part.append(piece); apart = true; continue }
           const word = document.createElement("span")
           word.className = "word"
           word.textContent = piece
           word.style.setProperty("--number", words.length)
+          word.apart = apart
+          apart = false
           words.push(word)
           part.append(word)
         }
@@ -57,7 +60,12 @@ function readAloud(words, buttons) {
   buttons.read.onclick = () => {
     synthesis.cancel()
     let text = ""
-    begins = words.map((word) => { const at = text.length; text += word.textContent + " "; return at })
+    begins = words.map((word) => {
+      if (word.apart && text) text += " "
+      const at = text.length
+      text += word.textContent
+      return at
+    })
     const said = new SpeechSynthesisUtterance(text)
     said.lang = "en-US"
     said.rate = 0.9

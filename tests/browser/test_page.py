@@ -131,7 +131,7 @@ def test_a_clicked_sentence_opens_what_if(page: Page):
     page.wait_for_function("!document.querySelector('.revealing')")
     page.locator(".sentence").nth(1).click()
     page.get_by_role("textbox", name="ending this time with").fill("sea")
-    page.get_by_role("button", name="Tell it otherwise").click()
+    page.get_by_role("button", name="Tell it otherwise", exact=True).click()
     page.wait_for_function(ANOTHER, arg=text)
     branched = page.get_by_test_id("story").inner_text()
     assert branched.split()[:6] == text.split()[:6] and branched.strip(".!?\"'").lower().endswith("sea")
