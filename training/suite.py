@@ -10,6 +10,7 @@ parting paragraphs. A story longer than a model's context is read in windows tha
 
 import argparse
 import json
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -58,26 +59,41 @@ def story_scores(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     newline: str = "\n",
+    spelled: bool = False,
     progress: bool = False,
 ) -> list[StoryScore]:
     """Bits of every token of each normalised story and of its end.
 
     Args:
         newline: what stands for a story's newline in the model's own data.
+        spelled: the model learnt its end token as text, in several tokens; their bits together are the end's.
 
     Raises:
         ValueError: the tokenizer has neither a start nor an end token, by which a story could begin and end.
     """
     bos, eos = _ends(tokenizer)
     told = [text.replace("\n", newline) for text in texts]
-    encoded = tokenizer(told, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
-    rows = [[bos, *ids, eos] for ids in encoded["input_ids"]]
+    if spelled:
+        end = tokenizer.eos_token
+        options = {"split_special_tokens": True, "add_special_tokens": False, "return_offsets_mapping": True}
+        encoded = tokenizer([text + end for text in told], **options)
+        rows = [[bos, *ids] for ids in encoded["input_ids"]]
+        encoded["offset_mapping"] = [
+            [span for span in offsets if span[0] < len(text)]
+            for offsets, text in zip(encoded["offset_mapping"], told, strict=True)
+        ]
+    else:
+        encoded = tokenizer(told, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+        rows = [[bos, *ids, eos] for ids in encoded["input_ids"]]
     pieces = [_windows(row, context_of(model)) for row in rows]
     nats = iter(row_nats(model, [ids for windows in pieces for ids, _ in windows], progress=progress))
     scores = []
     for index, windows in enumerate(pieces):
         bits = [NATS_TO_BITS * value for _, first in windows for value in next(nats)[first:]]
         stops = _stops(told[index], encoded["offset_mapping"][index], newline) if tokenizer.is_fast else None
+        if spelled:
+            last = len(encoded["offset_mapping"][index])
+            bits = [*bits[:last], math.fsum(bits[last:])]
         scores.append(StoryScore(bits, stops, len(texts[index].encode())))
     return scores
 
@@ -116,18 +132,24 @@ def _stops(text: str, offsets: list[tuple[int, int]], newline: str) -> list[int]
         reached.append(reached[-1] + (0 if inner else len(character.encode())))
     stops, last = [], 0
     for _, stop in offsets:
-        last = max(last, reached[stop])
+        last = max(last, reached[min(stop, len(text))])
         stops.append(last)
     return [*stops, reached[-1]]
 
 
-def choose_newline(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> str:
-    """The newline by which some stories cost the model least: the one it learnt."""
+def choose_conventions(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], newlines: Sequence[str]
+) -> tuple[str, bool]:
+    """The newline, of some, and the way of ending (a token, or its name spelled out) that cost the model least on some
+    stories: those that it learnt."""
     some = list(texts[:TRIED_ON])
+    ends = (False, True) if tokenizer.is_fast and tokenizer.eos_token else (False,)
     costs = {
-        name: bits_per_byte(story_scores(model, tokenizer, some, newline)).value for name, newline in NEWLINES.items()
+        (name, spelled): bits_per_byte(story_scores(model, tokenizer, some, NEWLINES[name], spelled)).value
+        for name in newlines
+        for spelled in ends
     }
-    return min(costs, key=lambda name: costs[name])
+    return min(costs, key=lambda way: costs[way])
 
 
 def unread_share(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float | None:
@@ -151,10 +173,12 @@ def free_stories(
     tokenizer: PreTrainedTokenizerBase,
     starts: Sequence[str],
     newline: str,
+    spelled: bool,
     bytes_a_token: float,
     seed: int,
 ) -> tuple[list[str], list[bool]]:
     """A story for each start by `generate`, as SAMPLING says, and whether the model gave its end itself."""
+    options = SAMPLING | ({"stop_strings": tokenizer.eos_token, "tokenizer": tokenizer} if spelled else {})
     bos, eos = _ends(tokenizer)
     context = context_of(model) or 1024
     texts, ended = [], []
@@ -166,12 +190,15 @@ def free_stories(
         torch.manual_seed(seed + at)
         room = min(context - width, round(LONGEST_BYTES / bytes_a_token))
         written = model.generate(
-            ids, attention_mask=mask, max_new_tokens=room, eos_token_id=eos, pad_token_id=eos, **SAMPLING
+            ids, attention_mask=mask, max_new_tokens=room, eos_token_id=eos, pad_token_id=eos, **options
         )
         for row, full in zip(rows, written.tolist(), strict=True):
             new = full[width:]
             stop = new.index(eos) if eos in new else None
             text = tokenizer.decode(row[1:] + new[:stop], skip_special_tokens=True)
+            if spelled:
+                text, end, _ = text.partition(tokenizer.eos_token)
+                stop = 0 if end else stop
             texts.append(normalise_story(text.replace(newline, "\n")))
             ended.append(stop is not None)
     return texts, ended
@@ -228,14 +255,16 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = load_pretrained(arguments.model)
     validation = list(load_stories([arguments.dataset], "validation")["text"])[: arguments.stories]
     training = list(load_stories(arguments.training_dataset, "train")["text"])
-    chosen = arguments.newline if arguments.newline != "auto" else choose_newline(model, tokenizer, validation)
-    scores = story_scores(model, tokenizer, validation, NEWLINES[chosen], progress=True)
+    newlines = list(NEWLINES) if arguments.newline == "auto" else [arguments.newline]
+    chosen, spelled = choose_conventions(model, tokenizer, validation, newlines)
+    scores = story_scores(model, tokenizer, validation, NEWLINES[chosen], spelled, progress=True)
     tokens = sum(len(score.bits) for score in scores)
     size = sum(score.num_bytes for score in scores)
     unread = unread_share(tokenizer, validation)
+    shown = Path(arguments.model).name if Path(arguments.model).is_absolute() else arguments.model
     results: dict[str, Any] = {
         "checkpoint": arguments.name,
-        "command": f"python -m training.evaluate suite --model {arguments.model} --name {arguments.name}",
+        "command": f"python -m training.evaluate suite --model {shown} --name {arguments.name}",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "architecture": type(model).__name__,
         "vocabulary": len(tokenizer),
@@ -245,13 +274,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "split": {"stories": len(validation), "bytes": size, "tokens": tokens, "unread": unread},
         "newline": chosen,
+        "end": "spelled" if spelled else "token",
         "judge": arguments.judge,
         "bits per byte": asdict(bits_per_byte(scores)),
         "by length": bits_by_length(scores),
         "by position": bits_by_position(scores),
     }  # fmt: skip
     starts = [" ".join(text.split()[:3]) for text in validation[: arguments.count]]
-    plain, ended = free_stories(model, tokenizer, starts, NEWLINES[chosen], size / tokens, arguments.seed)
+    plain, ended = free_stories(model, tokenizer, starts, NEWLINES[chosen], spelled, size / tokens, arguments.seed)
     real = validation[: arguments.count]
     judge = Judge(*load_pretrained(arguments.judge))
     texts = {"generate": about_texts(plain, ended, judge), "real": about_texts(real, [True] * len(real), judge)}
@@ -325,7 +355,7 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"{results['architecture']}, {results['parameters']:,} parameters, vocabulary {results['vocabulary']:,}, "
         f"context {results['context']:,}. {split['stories']:,} stories, {split['bytes']:,} bytes, "
-        f"{split['tokens']:,} tokens; newline of its data: {results['newline']}; "
+        f"{split['tokens']:,} tokens; newline of its data: {results['newline']}; its end: {results['end']}; "
         f"characters it cannot read: {100 * (split['unread'] or 0):.2f} %.",
         "",
         f"**{interval(results['bits per byte'])} bits per byte**",
