@@ -13,7 +13,7 @@ import json
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
 NATS_TO_BITS = 1.4426950408889634
 NEWLINES = {"one": "\n", "two": "\n\n"}  # what parts the paragraphs of the stories that a model learnt from
+BLANK = "▁"  # a tokenizer's blank, which some put before every text
 TRIED_ON = 100  # stories that the newline is chosen by
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
 LONGEST_BYTES = 1600  # of a free story; 96 % of the real ones are shorter
@@ -54,24 +55,37 @@ VARIETY_WORDS, VARIETY_STORIES = 80, 64  # variety is compared on so many first 
 DIGITS = 5  # of a float in the results
 
 
+@dataclass(frozen=True)
+class Convention:
+    """How the stories looked that a model learnt from, as far as it can be told from what costs it least.
+
+    Args:
+        newline: its name in NEWLINES. spelled: the end token was text, in several tokens, whose bits together are the
+            end's. bare: no blank stands before a story, though the tokenizer puts one.
+    """
+
+    newline: str = "one"
+    spelled: bool = False
+    bare: bool = False
+
+
+OURS = Convention()
+
+
 def story_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    newline: str = "\n",
-    spelled: bool = False,
+    convention: Convention = OURS,
     progress: bool = False,
 ) -> list[StoryScore]:
-    """Bits of every token of each normalised story and of its end.
-
-    Args:
-        newline: what stands for a story's newline in the model's own data.
-        spelled: the model learnt its end token as text, in several tokens; their bits together are the end's.
+    """Bits of every token of each normalised story and of its end, as the model's convention has them.
 
     Raises:
         ValueError: the tokenizer has neither a start nor an end token, by which a story could begin and end.
     """
     bos, eos = _ends(tokenizer)
+    newline, spelled = NEWLINES[convention.newline], convention.spelled
     told = [text.replace("\n", newline) for text in texts]
     if spelled:
         end = tokenizer.eos_token
@@ -85,6 +99,10 @@ def story_scores(
     else:
         encoded = tokenizer(told, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
         rows = [[bos, *ids, eos] for ids in encoded["input_ids"]]
+    if convention.bare:
+        for row, offsets in zip(rows, encoded["offset_mapping"], strict=True):
+            if tokenizer.convert_ids_to_tokens(row[1]) == BLANK:
+                del row[1], offsets[0]
     pieces = [_windows(row, context_of(model)) for row in rows]
     nats = iter(row_nats(model, [ids for windows in pieces for ids, _ in windows], progress=progress))
     scores = []
@@ -137,17 +155,20 @@ def _stops(text: str, offsets: list[tuple[int, int]], newline: str) -> list[int]
     return [*stops, reached[-1]]
 
 
-def choose_conventions(
+def choose_convention(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], newlines: Sequence[str]
-) -> tuple[str, bool]:
-    """The newline, of some, and the way of ending (a token, or its name spelled out) that cost the model least on some
-    stories: those that it learnt."""
+) -> Convention:
+    """The convention, with one of some newlines, by which some stories cost the model least: the one it learnt."""
     some = list(texts[:TRIED_ON])
-    ends = (False, True) if tokenizer.is_fast and tokenizer.eos_token else (False,)
+    first = tokenizer(some[0], add_special_tokens=False)["input_ids"][0]
+    blank = tokenizer.is_fast and tokenizer.convert_ids_to_tokens(first) == BLANK
+    spellable = tokenizer.is_fast and tokenizer.eos_token is not None
     costs = {
-        (name, spelled): bits_per_byte(story_scores(model, tokenizer, some, NEWLINES[name], spelled)).value
+        way: bits_per_byte(story_scores(model, tokenizer, some, way)).value
         for name in newlines
-        for spelled in ends
+        for spelled in (False, True)[: 1 + spellable]
+        for bare in (False, True)[: 1 + blank]
+        for way in [Convention(name, spelled, bare)]
     }
     return min(costs, key=lambda way: costs[way])
 
@@ -172,18 +193,20 @@ def free_stories(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     starts: Sequence[str],
-    newline: str,
-    spelled: bool,
+    convention: Convention,
     bytes_a_token: float,
     seed: int,
 ) -> tuple[list[str], list[bool]]:
     """A story for each start by `generate`, as SAMPLING says, and whether the model gave its end itself."""
-    options = SAMPLING | ({"stop_strings": tokenizer.eos_token, "tokenizer": tokenizer} if spelled else {})
+    stop = {"stop_strings": tokenizer.eos_token, "tokenizer": tokenizer} if convention.spelled else {}
+    options = SAMPLING | stop
     bos, eos = _ends(tokenizer)
     context = context_of(model) or 1024
     texts, ended = [], []
     for at in tqdm(range(0, len(starts), 16), desc="Telling", unit=" batches"):
         rows = [[bos, *ids] for ids in tokenizer(list(starts[at : at + 16]), add_special_tokens=False)["input_ids"]]
+        if convention.bare:
+            rows = [[bos, *row[1 + (tokenizer.convert_ids_to_tokens(row[1]) == BLANK) :]] for row in rows]
         width = max(map(len, rows))
         ids = torch.tensor([[eos] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -194,13 +217,13 @@ def free_stories(
         )
         for row, full in zip(rows, written.tolist(), strict=True):
             new = full[width:]
-            stop = new.index(eos) if eos in new else None
-            text = tokenizer.decode(row[1:] + new[:stop], skip_special_tokens=True)
-            if spelled:
-                text, end, _ = text.partition(tokenizer.eos_token)
-                stop = 0 if end else stop
-            texts.append(normalise_story(text.replace(newline, "\n")))
-            ended.append(stop is not None)
+            at_end = new.index(eos) if eos in new else None
+            text = tokenizer.decode(row[1:] + new[:at_end], skip_special_tokens=True)
+            spelled = ""
+            if convention.spelled:
+                text, spelled, _ = text.partition(tokenizer.eos_token)
+            texts.append(normalise_story(text.replace(NEWLINES[convention.newline], "\n")))
+            ended.append(at_end is not None or bool(spelled))
     return texts, ended
 
 
@@ -256,8 +279,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     validation = list(load_stories([arguments.dataset], "validation")["text"])[: arguments.stories]
     training = list(load_stories(arguments.training_dataset, "train")["text"])
     newlines = list(NEWLINES) if arguments.newline == "auto" else [arguments.newline]
-    chosen, spelled = choose_conventions(model, tokenizer, validation, newlines)
-    scores = story_scores(model, tokenizer, validation, NEWLINES[chosen], spelled, progress=True)
+    convention = choose_convention(model, tokenizer, validation, newlines)
+    scores = story_scores(model, tokenizer, validation, convention, progress=True)
     tokens = sum(len(score.bits) for score in scores)
     size = sum(score.num_bytes for score in scores)
     unread = unread_share(tokenizer, validation)
@@ -273,15 +296,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(),
         },
         "split": {"stories": len(validation), "bytes": size, "tokens": tokens, "unread": unread},
-        "newline": chosen,
-        "end": "spelled" if spelled else "token",
+        "convention": asdict(convention),
         "judge": arguments.judge,
         "bits per byte": asdict(bits_per_byte(scores)),
         "by length": bits_by_length(scores),
         "by position": bits_by_position(scores),
     }  # fmt: skip
     starts = [" ".join(text.split()[:3]) for text in validation[: arguments.count]]
-    plain, ended = free_stories(model, tokenizer, starts, NEWLINES[chosen], spelled, size / tokens, arguments.seed)
+    plain, ended = free_stories(model, tokenizer, starts, convention, size / tokens, arguments.seed)
     real = validation[: arguments.count]
     judge = Judge(*load_pretrained(arguments.judge))
     texts = {"generate": about_texts(plain, ended, judge), "real": about_texts(real, [True] * len(real), judge)}
@@ -348,6 +370,7 @@ def interval(figure: dict[str, float], digits: int = 4, scale: float = 1.0) -> s
 def table(results: dict[str, Any]) -> str:
     """A checkpoint's figures as a Markdown page."""
     split, texts = results["split"], results["stories"]
+    way = ", ".join(f"{name} {value}" for name, value in results["convention"].items())
     lines = [
         f"# {results['checkpoint']}",
         "",
@@ -355,7 +378,7 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"{results['architecture']}, {results['parameters']:,} parameters, vocabulary {results['vocabulary']:,}, "
         f"context {results['context']:,}. {split['stories']:,} stories, {split['bytes']:,} bytes, "
-        f"{split['tokens']:,} tokens; newline of its data: {results['newline']}; its end: {results['end']}; "
+        f"{split['tokens']:,} tokens; convention: {way}; "
         f"characters it cannot read: {100 * (split['unread'] or 0):.2f} %.",
         "",
         f"**{interval(results['bits per byte'])} bits per byte**",
