@@ -36,9 +36,14 @@ conformance: $(READY) ## transformers' own model tests against both recipes; UPS
 bench: $(READY) ## speed side by side with a peer; LLAMA2C=a folder with run and runq takes them along (a minute)
 	$(BIN)/python -m benchmarks.speed $(if $(LLAMA2C),--llama2c $(LLAMA2C))
 
-results: $(READY) ## docs/results, card and README anew; DATA=folder of train, fragments and validation.parquet, PEERS=of converted peers
-	for model in modeling:modern:modeling/classic modeling/classic:classic:modeling $(foreach peer,$(wildcard $(PEERS)/*),$(peer):$(notdir $(peer)):modeling/classic); do \
-		set -- $$(echo $$model | tr : ' ') && $(BIN)/python -m training.evaluate suite --model $$1 --name $$2 --judge $$3 \
+# A checkpoint, its name, and the judge of its stories.
+CHECKPOINTS = modeling:modern:modeling/classic modeling/classic:classic:modeling \
+	$(foreach config,$(wildcard $(PEERS)/*/config.json),$(patsubst %/config.json,%,$(config)):$(notdir \
+	$(patsubst %/config.json,%,$(config))):modeling/classic)
+
+results: $(READY) ## docs/results, card and README anew; DATA=folder of the parquet files, PEERS=of peers (hours)
+	for one in $(CHECKPOINTS); do \
+		set -- $$(echo $$one | tr : ' ') && $(BIN)/python -m training.evaluate suite --model $$1 --name $$2 --judge $$3 \
 			--dataset $(DATA)/validation.parquet --training_dataset $(DATA)/train.parquet $(DATA)/fragments.parquet || exit 1; \
 	done
 	$(BIN)/python -m training.coherence --dataset $(DATA)/validation.parquet

@@ -3,7 +3,7 @@
 The measure of Carlini et al. (2023, "Quantifying Memorization Across Neural Language Models"): 50 tokens in a row.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -50,5 +50,7 @@ def window_hashes(ids: list[int], window: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(np.array(ids, dtype=np.uint64), window) @ powers
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[list[int]]:
+    """Some at a time: the encodings of a whole data set take gigabytes."""
+    for at in range(0, len(texts), 1000):
+        yield from tokenizer(texts[at : at + 1000], add_special_tokens=False)["input_ids"]

@@ -10,9 +10,10 @@ parting paragraphs. A story longer than a model's context is read in windows tha
 
 import argparse
 import json
+import math
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
 NATS_TO_BITS = 1.4426950408889634
 NEWLINES = {"one": "\n", "two": "\n\n"}  # what parts the paragraphs of the stories that a model learnt from
+BLANK = "▁"  # a tokenizer's blank, which some put before every text
 TRIED_ON = 100  # stories that the newline is chosen by
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
 LONGEST_BYTES = 1600  # of a free story; 96 % of the real ones are shorter
@@ -53,31 +55,63 @@ VARIETY_WORDS, VARIETY_STORIES = 80, 64  # variety is compared on so many first 
 DIGITS = 5  # of a float in the results
 
 
+@dataclass(frozen=True)
+class Convention:
+    """How the stories looked that a model learnt from, as far as it can be told from what costs it least.
+
+    Args:
+        newline: its name in NEWLINES. spelled: the end token was text, in several tokens, whose bits together are the
+            end's. bare: no blank stands before a story, though the tokenizer puts one.
+    """
+
+    newline: str = "one"
+    spelled: bool = False
+    bare: bool = False
+
+
+OURS = Convention()
+
+
 def story_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    newline: str = "\n",
+    convention: Convention = OURS,
     progress: bool = False,
 ) -> list[StoryScore]:
-    """Bits of every token of each normalised story and of its end.
-
-    Args:
-        newline: what stands for a story's newline in the model's own data.
+    """Bits of every token of each normalised story and of its end, as the model's convention has them.
 
     Raises:
         ValueError: the tokenizer has neither a start nor an end token, by which a story could begin and end.
     """
     bos, eos = _ends(tokenizer)
+    newline, spelled = NEWLINES[convention.newline], convention.spelled
     told = [text.replace("\n", newline) for text in texts]
-    encoded = tokenizer(told, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
-    rows = [[bos, *ids, eos] for ids in encoded["input_ids"]]
+    if spelled:
+        end = tokenizer.eos_token
+        options = {"split_special_tokens": True, "add_special_tokens": False, "return_offsets_mapping": True}
+        encoded = tokenizer([text + end for text in told], **options)
+        rows = [[bos, *ids] for ids in encoded["input_ids"]]
+        encoded["offset_mapping"] = [
+            [span for span in offsets if span[0] < len(text)]
+            for offsets, text in zip(encoded["offset_mapping"], told, strict=True)
+        ]
+    else:
+        encoded = tokenizer(told, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+        rows = [[bos, *ids, eos] for ids in encoded["input_ids"]]
+    if convention.bare:
+        for row, offsets in zip(rows, encoded["offset_mapping"], strict=True):
+            if tokenizer.convert_ids_to_tokens(row[1]) == BLANK:
+                del row[1], offsets[0]
     pieces = [_windows(row, context_of(model)) for row in rows]
     nats = iter(row_nats(model, [ids for windows in pieces for ids, _ in windows], progress=progress))
     scores = []
     for index, windows in enumerate(pieces):
         bits = [NATS_TO_BITS * value for _, first in windows for value in next(nats)[first:]]
         stops = _stops(told[index], encoded["offset_mapping"][index], newline) if tokenizer.is_fast else None
+        if spelled:
+            last = len(encoded["offset_mapping"][index])
+            bits = [*bits[:last], math.fsum(bits[last:])]
         scores.append(StoryScore(bits, stops, len(texts[index].encode())))
     return scores
 
@@ -116,18 +150,27 @@ def _stops(text: str, offsets: list[tuple[int, int]], newline: str) -> list[int]
         reached.append(reached[-1] + (0 if inner else len(character.encode())))
     stops, last = [], 0
     for _, stop in offsets:
-        last = max(last, reached[stop])
+        last = max(last, reached[min(stop, len(text))])
         stops.append(last)
     return [*stops, reached[-1]]
 
 
-def choose_newline(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> str:
-    """The newline by which some stories cost the model least: the one it learnt."""
+def choose_convention(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], newlines: Sequence[str]
+) -> Convention:
+    """The convention, with one of some newlines, by which some stories cost the model least: the one it learnt."""
     some = list(texts[:TRIED_ON])
+    first = tokenizer(some[0], add_special_tokens=False)["input_ids"][0]
+    blank = tokenizer.is_fast and tokenizer.convert_ids_to_tokens(first) == BLANK
+    spellable = tokenizer.is_fast and tokenizer.eos_token is not None
     costs = {
-        name: bits_per_byte(story_scores(model, tokenizer, some, newline)).value for name, newline in NEWLINES.items()
+        way: bits_per_byte(story_scores(model, tokenizer, some, way)).value
+        for name in newlines
+        for spelled in (False, True)[: 1 + spellable]
+        for bare in (False, True)[: 1 + blank]
+        for way in [Convention(name, spelled, bare)]
     }
-    return min(costs, key=lambda name: costs[name])
+    return min(costs, key=lambda way: costs[way])
 
 
 def unread_share(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float | None:
@@ -150,30 +193,37 @@ def free_stories(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     starts: Sequence[str],
-    newline: str,
+    convention: Convention,
     bytes_a_token: float,
     seed: int,
 ) -> tuple[list[str], list[bool]]:
     """A story for each start by `generate`, as SAMPLING says, and whether the model gave its end itself."""
+    stop = {"stop_strings": tokenizer.eos_token, "tokenizer": tokenizer} if convention.spelled else {}
+    options = SAMPLING | stop
     bos, eos = _ends(tokenizer)
     context = context_of(model) or 1024
     texts, ended = [], []
     for at in tqdm(range(0, len(starts), 16), desc="Telling", unit=" batches"):
         rows = [[bos, *ids] for ids in tokenizer(list(starts[at : at + 16]), add_special_tokens=False)["input_ids"]]
+        if convention.bare:
+            rows = [[bos, *row[1 + (tokenizer.convert_ids_to_tokens(row[1]) == BLANK) :]] for row in rows]
         width = max(map(len, rows))
         ids = torch.tensor([[eos] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         torch.manual_seed(seed + at)
         room = min(context - width, round(LONGEST_BYTES / bytes_a_token))
         written = model.generate(
-            ids, attention_mask=mask, max_new_tokens=room, eos_token_id=eos, pad_token_id=eos, **SAMPLING
+            ids, attention_mask=mask, max_new_tokens=room, eos_token_id=eos, pad_token_id=eos, **options
         )
         for row, full in zip(rows, written.tolist(), strict=True):
             new = full[width:]
-            stop = new.index(eos) if eos in new else None
-            text = tokenizer.decode(row[1:] + new[:stop], skip_special_tokens=True)
-            texts.append(normalise_story(text.replace(newline, "\n")))
-            ended.append(stop is not None)
+            at_end = new.index(eos) if eos in new else None
+            text = tokenizer.decode(row[1:] + new[:at_end], skip_special_tokens=True)
+            spelled = ""
+            if convention.spelled:
+                text, spelled, _ = text.partition(tokenizer.eos_token)
+            texts.append(normalise_story(text.replace(NEWLINES[convention.newline], "\n")))
+            ended.append(at_end is not None or bool(spelled))
     return texts, ended
 
 
@@ -228,14 +278,16 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = load_pretrained(arguments.model)
     validation = list(load_stories([arguments.dataset], "validation")["text"])[: arguments.stories]
     training = list(load_stories(arguments.training_dataset, "train")["text"])
-    chosen = arguments.newline if arguments.newline != "auto" else choose_newline(model, tokenizer, validation)
-    scores = story_scores(model, tokenizer, validation, NEWLINES[chosen], progress=True)
+    newlines = list(NEWLINES) if arguments.newline == "auto" else [arguments.newline]
+    convention = choose_convention(model, tokenizer, validation, newlines)
+    scores = story_scores(model, tokenizer, validation, convention, progress=True)
     tokens = sum(len(score.bits) for score in scores)
     size = sum(score.num_bytes for score in scores)
     unread = unread_share(tokenizer, validation)
+    shown = Path(arguments.model).name if Path(arguments.model).is_absolute() else arguments.model
     results: dict[str, Any] = {
         "checkpoint": arguments.name,
-        "command": f"python -m training.evaluate suite --model {arguments.model} --name {arguments.name}",
+        "command": f"python -m training.evaluate suite --model {shown} --name {arguments.name}",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "architecture": type(model).__name__,
         "vocabulary": len(tokenizer),
@@ -244,14 +296,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(),
         },
         "split": {"stories": len(validation), "bytes": size, "tokens": tokens, "unread": unread},
-        "newline": chosen,
+        "convention": asdict(convention),
         "judge": arguments.judge,
         "bits per byte": asdict(bits_per_byte(scores)),
         "by length": bits_by_length(scores),
         "by position": bits_by_position(scores),
     }  # fmt: skip
     starts = [" ".join(text.split()[:3]) for text in validation[: arguments.count]]
-    plain, ended = free_stories(model, tokenizer, starts, NEWLINES[chosen], size / tokens, arguments.seed)
+    plain, ended = free_stories(model, tokenizer, starts, convention, size / tokens, arguments.seed)
     real = validation[: arguments.count]
     judge = Judge(*load_pretrained(arguments.judge))
     texts = {"generate": about_texts(plain, ended, judge), "real": about_texts(real, [True] * len(real), judge)}
@@ -318,6 +370,7 @@ def interval(figure: dict[str, float], digits: int = 4, scale: float = 1.0) -> s
 def table(results: dict[str, Any]) -> str:
     """A checkpoint's figures as a Markdown page."""
     split, texts = results["split"], results["stories"]
+    way = ", ".join(f"{name} {value}" for name, value in results["convention"].items())
     lines = [
         f"# {results['checkpoint']}",
         "",
@@ -325,7 +378,7 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"{results['architecture']}, {results['parameters']:,} parameters, vocabulary {results['vocabulary']:,}, "
         f"context {results['context']:,}. {split['stories']:,} stories, {split['bytes']:,} bytes, "
-        f"{split['tokens']:,} tokens; newline of its data: {results['newline']}; "
+        f"{split['tokens']:,} tokens; convention: {way}; "
         f"characters it cannot read: {100 * (split['unread'] or 0):.2f} %.",
         "",
         f"**{interval(results['bits per byte'])} bits per byte**",

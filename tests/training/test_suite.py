@@ -73,10 +73,21 @@ def test_a_story_longer_than_the_context_is_read_in_windows(peer, stories):
 
 def test_a_blank_line_counts_as_the_one_newline_it_stands_for(trained_model, tokenizer):
     text = "One “day”.\nTwo.\nThree."
-    for newline in ("\n", "\n\n"):
-        (score,) = suite.story_scores(trained_model, tokenizer, [text], newline)
+    for newline in suite.NEWLINES:
+        (score,) = suite.story_scores(trained_model, tokenizer, [text], suite.Convention(newline))
         assert score.num_bytes == len(text.encode()) == score.stops[-1]
-    assert suite.choose_newline(trained_model, tokenizer, [text]) == "one"
+    assert suite.choose_convention(trained_model, tokenizer, [text], list(suite.NEWLINES)) == suite.OURS
+
+
+def test_an_end_that_is_spelled_out_costs_all_its_tokens(peer):
+    model, tokenizer = peer
+    ids = [2, *tokenizer("So it went.</sos>", add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+    whole = [2, *tokenizer("So it went.", add_special_tokens=False)["input_ids"]]
+    assert ids[: len(whole)] == whole and len(ids) > len(whole) + 1
+    (score,) = suite.story_scores(model, tokenizer, ["So it went."], suite.Convention(spelled=True))
+    assert len(score.bits) == len(whole) == len(score.stops) and score.stops[-1] == score.num_bytes
+    assert score.total == pytest.approx(brute_force(model, ids), rel=1e-4)
+    assert score.bits[-1] == pytest.approx(brute_force(model, ids) - brute_force(model, whole), rel=1e-3)
 
 
 def test_what_a_tokenizer_cannot_read_is_counted(tokenizer):
