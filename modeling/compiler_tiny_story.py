@@ -60,7 +60,7 @@ def _compile(command: str) -> ctypes.CDLL:
         source.write_text(SOURCE, encoding="utf-8")
         build_it = [path, *options, *FLAGS, str(source), "-o", str(built), "-lm"]
         try:
-            return _load(build_it + ["-fopenmp"], built)
+            return _load([*build_it, "-fopenmp"], built)
         except (OSError, subprocess.CalledProcessError):  # not every compiler has OpenMP
             return _load(build_it, built)
 

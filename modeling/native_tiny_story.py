@@ -1,8 +1,9 @@
 """int8 decoding in one call a step: the same verbs as `Int8Decoder`, its arithmetic in C.
 
 A step of a small model through PyTorch is some 280 small operations, and most of its time is their price.
-`NativeDecoder` does a step in one call of the C in `kernel_tiny_story.py`, which `compiler_tiny_story.py` makes a library
-of, once for each process, in about a second. Where there is no compiler, `open_decoder` goes on with `Int8Decoder`.
+`NativeDecoder` does a step in one call of the C in `kernel_tiny_story.py`, of which `compiler_tiny_story.py` makes a
+library, once for each process, in about a second. Where there is no compiler, `open_decoder` goes on with
+`Int8Decoder`.
 
 Weights are those of `Int8Decoder`; what a matrix reads is rounded to integers of about 14 bits, where `Int8Decoder`
 rounds to bf16's 8.

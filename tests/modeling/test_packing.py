@@ -139,7 +139,7 @@ EDITED: dict[str, Change] = {
     "training": lambda m: m.train(),
     "hidden states asked for": lambda m: m(torch.tensor([IDS]), output_hidden_states=True),
     "eager": lambda m: m.set_attn_implementation("eager"),
-    "pruning made permanent": lambda m: (prune.random_unstructured(fc1(m), "weight", 0.5), prune.remove(fc1(m), "weight")),
+    "pruning made permanent": lambda m: prune.remove(prune.random_unstructured(fc1(m), "weight", 0.5), "weight"),
     "a hook taken away": lambda m: fc1(m).register_forward_hook(doubled).remove(),
 }  # fmt: skip
 
