@@ -58,6 +58,7 @@ class Report:
     processor: tuple[float, float] = (0.0, 0.0)  # seconds of the page's process and of the storyteller's, each story
 
     def percentile(self, share: float) -> float:
+        """Seconds that so large a share of the stories took at most; nan without stories."""
         ordered = sorted(self.seconds)
         return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))] if ordered else float("nan")
 
@@ -84,6 +85,7 @@ class Reader:
         self.told = 0.0  # when the story came
 
     async def open(self) -> None:
+        """Connect, and read the empty page."""
         self.socket = await connect(
             self.address, subprotocols=[Subprotocol("streamlit")], max_size=None, open_timeout=TIMEOUT
         )
@@ -92,6 +94,7 @@ class Reader:
             raise ValueError(f"the page lacks {', '.join(sorted(missing))}")
 
     async def leave(self) -> None:
+        """Close the tab."""
         if self.socket:
             await self.socket.close()
 
@@ -229,6 +232,7 @@ def processor_seconds(server: int) -> tuple[float, float]:
 
 
 async def watch_memory(server: int, report: Report) -> None:
+    """Note the memory of the page and its storyteller, until cancelled."""
     page = psutil.Process(server)
     while True:
         processes = [page, *page.children(recursive=True)]
@@ -260,6 +264,7 @@ def page() -> Iterator[tuple[str, int]]:
 
 
 def main() -> None:
+    """Measure the page by command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readers", type=int, nargs="+", default=[1, 8, 30])
     parser.add_argument("--minutes", type=float, default=5, help="for the last number of readers")

@@ -1,8 +1,8 @@
 """int8 decoding in one call a step: the same verbs as `Int8Decoder`, its arithmetic in C.
 
 A step of a small model through PyTorch is some 280 small operations, and most of its time is their price.
-`NativeDecoder` does a step in one call of the C in `kernel_tiny_story.py`, which `compiler_tiny_story.py` makes a
-library of, once for each process, in about a second. Where there is no compiler, `open_decoder` goes on with
+`NativeDecoder` does a step in one call of the C in `kernel_tiny_story.py`, of which `compiler_tiny_story.py` makes a
+library, once for each process, in about a second. Where there is no compiler, `open_decoder` goes on with
 `Int8Decoder`.
 
 Weights are those of `Int8Decoder`; what a matrix reads is rounded to integers of about 14 bits, where `Int8Decoder`
@@ -145,12 +145,10 @@ class NativeDecoder(Int8Decoder):
         self.shared: list[int] = []  # and how many tokens of it are its own first ones
 
     def step(self, tokens: Sequence[int | None]) -> torch.Tensor:
-        """As `Int8Decoder.step`, in one call of C."""
         awake = [row for row, token in enumerate(tokens) if token is not None]
         return self._append(awake, [token for token in tokens if token is not None], last_only=True)[:, -1]
 
     def extend(self, rows: Sequence[list[int]], last_only: bool = False) -> torch.Tensor:
-        """As `Int8Decoder.extend`, in one call of C."""
         return self._append(list(range(len(rows))), [token for row in rows for token in row], last_only)
 
     def _append(self, rows: list[int], ids: list[int], last_only: bool) -> torch.Tensor:
@@ -179,13 +177,11 @@ class NativeDecoder(Int8Decoder):
         return logits
 
     def keep(self, rows: list[int]) -> None:
-        """As `Int8Decoder.keep`; shared beginnings stay shared."""
         super().keep(rows)
         if self.bases:
             self.base_rows, self.shared = ([x[row] for row in rows] for x in (self.base_rows, self.shared))
 
     def fork(self, rows: list[int], cut: list[int] | None = None, room: int = 0) -> Self:
-        """As `Int8Decoder.fork`, but what was read is shared, not copied."""
         fork = type(self)(self.weights)
         fork.lengths = [self.lengths[row] - tokens for row, tokens in zip(rows, cut or [0] * len(rows), strict=True)]
         if not self.bases:

@@ -88,14 +88,12 @@ def _plans(model: PreTrainedModel, kind: type[PreTrainedModel]) -> dict[str, _Pl
         config._attn_implementation = "eager"
         with torch.device("meta"):
             built = kind(config)
-        known = _PLANS[model] = (
-            deepcopy(vars(model.config)),
-            {name: _Plan.of(module) for name, module in built.named_modules()},
-        )
+        plans = {name: _Plan.of(module) for name, module in built.named_modules()}
+        known = _PLANS[model] = (deepcopy(vars(model.config)), plans)
     return known[1]
 
 
-def _differences(model: nn.Module) -> Iterator[str]:
+def _differences(model: Any) -> Iterator[str]:
     from .modeling_tiny_story import TinyStoryForCausalLM  # here, so that the model's code may import its pipeline
 
     if not _same_class(type(model), TinyStoryForCausalLM):
@@ -187,7 +185,7 @@ def _state_of_weights(model: nn.Module) -> tuple[list[torch.dtype], list[int]]:
     tensors = [tensor.detach().contiguous() for tensor in unique.values()]
     dtypes, count, kernel = [tensor.dtype for tensor in tensors], len(tensors), library()
     if kernel is None:
-        return dtypes, [zlib.crc32(tensor.flatten().view(torch.uint8).numpy()) for tensor in tensors]
+        return dtypes, [zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data) for tensor in tensors]
     sums = (ctypes.c_uint64 * count)()
     addresses = (ctypes.c_void_p * count)(*(tensor.data_ptr() for tensor in tensors))
     sizes = (ctypes.c_int64 * count)(*(tensor.nbytes for tensor in tensors))

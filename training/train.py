@@ -136,8 +136,11 @@ def load_data(
 def tell_samples(model: TinyStoryForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Three sampled stories, always from the same seed, so that evaluations can be read side by side."""
     model.eval()
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")  # all compute the same, but only transformers' own is known to the decoders
     requests = [StoryRequest(start, end=end, max_words=150) for start, end in SAMPLE_WISHES]
     stories = {index: story.text for index, _, story in write_stories(model, tokenizer, requests)}
+    model.set_attn_implementation(implementation)
     model.train()
     return [stories[index] for index in range(len(requests))]
 
