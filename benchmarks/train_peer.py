@@ -26,7 +26,7 @@ from benchmarks.peers import gpt2, llama
 from training.config import TrainingConfig
 from training.optimizer import set_learning_rate
 from training.scoring import score_stories
-from training.sources import load_stories, without_stories
+from training.sources import DEFAULT_DATASET, load_stories, without_stories
 from training.train import choose_precision, update
 
 PEERS = {"gpt2": gpt2, "llama": llama}
@@ -42,7 +42,7 @@ def train(config: TrainingConfig, peer: str, compiled: bool) -> float:
     folder = Path(config.output_dir)
     accelerator = Accelerator(mixed_precision=choose_precision("auto"))
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=True)
-    held_out = load_stories([config.validation_dataset], "validation")
+    held_out = load_stories([config.validation_dataset or DEFAULT_DATASET], "validation")
     stories = without_stories(load_stories(config.dataset, "train"), held_out)
     documents = [
         [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]

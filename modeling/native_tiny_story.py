@@ -145,10 +145,12 @@ class NativeDecoder(Int8Decoder):
         self.shared: list[int] = []  # and how many tokens of it are its own first ones
 
     def step(self, tokens: Sequence[int | None]) -> torch.Tensor:
+        """As `Int8Decoder.step`; a resting row costs nothing."""
         awake = [row for row, token in enumerate(tokens) if token is not None]
         return self._append(awake, [token for token in tokens if token is not None], last_only=True)[:, -1]
 
     def extend(self, rows: Sequence[list[int]], last_only: bool = False) -> torch.Tensor:
+        """As `Int8Decoder.extend`."""
         return self._append(list(range(len(rows))), [token for row in rows for token in row], last_only)
 
     def _append(self, rows: list[int], ids: list[int], last_only: bool) -> torch.Tensor:
@@ -177,11 +179,13 @@ class NativeDecoder(Int8Decoder):
         return logits
 
     def keep(self, rows: list[int]) -> None:
+        """As `Int8Decoder.keep`."""
         super().keep(rows)
         if self.bases:
             self.base_rows, self.shared = ([x[row] for row in rows] for x in (self.base_rows, self.shared))
 
     def fork(self, rows: list[int], cut: list[int] | None = None, room: int = 0) -> Self:
+        """As `Int8Decoder.fork`, without copying what was read."""
         fork = type(self)(self.weights)
         fork.lengths = [self.lengths[row] - tokens for row, tokens in zip(rows, cut or [0] * len(rows), strict=True)]
         if not self.bases:

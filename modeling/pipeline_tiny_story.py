@@ -136,7 +136,7 @@ class StoryGenerationPipeline(Pipeline):
         of_decoder = {"precision": kwargs.pop("precision")} if "precision" in kwargs else {}
         if of_decoder and of_decoder["precision"] not in get_args(Precision):
             raise ValueError(f"precision must be one of {get_args(Precision)}, got {of_decoder['precision']!r}")
-        of_result = {name: kwargs[name] for name in ("num_stories", "num_candidates") if name in kwargs}
+        of_result: dict[str, Any] = {name: kwargs[name] for name in ("num_stories", "num_candidates") if name in kwargs}
         if "details" in kwargs:
             of_result["details"] = bool(kwargs.pop("details"))
         return kwargs, of_decoder, of_result

@@ -160,15 +160,17 @@ class TrainingRows:
     ):
         self.stories, self.tokenizer = stories, tokenizer
         self.row_length, self.seed = row_length, seed
-        self.shares = {"wishes_share": wishes_share, "closings_share": closings_share}
-        self.is_drawn = any(self.shares.values())
+        self.wishes_share, self.closings_share = wishes_share, closings_share
+        self.is_drawn = bool(wishes_share or closings_share)
         self.whole_stories = whole_stories
         self._pass_number, self._rows = 0, self._pack(0)
         self.num_rows = len(self._rows)  # of each pass; what is drawn makes some passes a few rows longer or shorter
 
     def _pack(self, pass_number: int) -> Dataset:
         seed = f"{self.seed} {pass_number}" if self.is_drawn else ""
-        documents = tokenise(self.stories, self.tokenizer, seed=seed, whole_stories=self.whole_stories, **self.shares)
+        documents = tokenise(
+            self.stories, self.tokenizer, self.wishes_share, seed, self.whole_stories, self.closings_share
+        )
         return pack(documents, self.row_length, self.tokenizer.pad_token_id)
 
     def batch(self, step: int, batch_rows: int, rank: int = 0, num_processes: int = 1) -> dict[str, torch.Tensor]:
