@@ -51,7 +51,7 @@ WHILE_TELLING = """
 
     def go_on():
         while not done.is_set():
-            story(2)
+            story(2, max_words=4)
 
     thread = threading.Thread(target=go_on)
     thread.start()
