@@ -145,7 +145,10 @@ def test_every_precision_keeps_the_contract(tell: Pipeline):
     for precision in ("full", "int8", "auto"):
         batch = tell(["She", "The old dragon"], end="home", max_words=30, seed=3, precision=precision)
         alone = tell("The old dragon", end="home", max_words=30, seed=4, precision=precision)
-        assert batch[1] == alone and ends_with(alone["story"], "home")
+        # Full precision's logits differ in their last bits between a batch and a single row.
+        told, likelihoods = batch[1], [result.pop("log_probability") for result in (batch[1], alone)]
+        assert told == alone and ends_with(alone["story"], "home")
+        assert likelihoods[0] == pytest.approx(likelihoods[1], abs=1e-4)
 
 
 def test_the_guard_against_loops_breaks_them(tell: Pipeline):
