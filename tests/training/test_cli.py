@@ -95,7 +95,7 @@ def test_a_configuration_file_is_checked(error_of, tmp_path: Path, text: str | N
 def test_every_command_says_what_is_wrong(error_of, tmp_path: Path):
     nowhere = tmp_path / "nowhere"
     evaluate, average = training.evaluate.main, training.average.main
-    assert error_of(evaluate, "bits") == "bits needs --dataset"
+    assert error_of(evaluate, "bits") == "the following arguments are required: --dataset"
     assert "nowhere.txt: no such file" in error_of(evaluate, "bits", "--dataset", f"{nowhere}.txt")
     assert f"model {nowhere}: " in error_of(evaluate, "bits", "--dataset", STORIES_FILE, "--model", nowhere)
     assert "invalid choice: 'bit'" in error_of(evaluate, "bit")
