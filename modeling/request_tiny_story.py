@@ -156,7 +156,7 @@ class StoryRequest:
         object.__setattr__(self, "include", words)
         if len(self.include) > MAX_INCLUDE or not all(bare_words(word) for word in self.include):
             raise ValueError(f"include takes up to {MAX_INCLUDE} words, each with a letter, got {self.include!r}")
-        if self.length is not None and self.length not in NAMED_LENGTHS:
+        if self.length is not None and (not isinstance(self.length, str) or self.length not in NAMED_LENGTHS):
             raise ValueError(f"length must be one of {', '.join(NAMED_LENGTHS)} or None, got {self.length!r}")
         for text in (self.start, self.end or "", *self.include):
             if any("\ud800" <= character <= "\udfff" for character in text):

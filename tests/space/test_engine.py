@@ -28,7 +28,7 @@ with ThreadPoolExecutor(3) as readers:
     engines = list(readers.map(lambda _: Engine.load(sys.argv[2]), range(3)))
 print(len(set(map(id, engines))) == 1, "torch" in sys.modules)
 try:
-    engines[0].tell({"start": "Secretive Sam", "end": "home", "temperature": {"secretive": 1}})
+    engines[0].tell({"start": "Secretive Sam", "end": "home", "self": "secretive"})
 except Busy as problem:
     print(problem)
 """
