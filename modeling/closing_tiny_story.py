@@ -41,6 +41,7 @@ STOPS = (".", "!", "?", '."', '!"', '?"')
 STOP_TEMPERATURE = 2.0  # stops and spellings are tried by their likelihood, flattened: the words before them decide
 TOKEN_NATS = 1.3  # a token's usual cost: a closing is not better for being short
 SURPRISE = 6.0  # nats of a token from which on its cost counts twice
+CAPITAL_COST = 5.0  # nats by which a capital that the reader did not type must be likelier
 SAID_COST = 50.0  # nats, of a sentence that the story holds already, and of a word that stands twice in a row
 
 
@@ -58,6 +59,7 @@ class _Closing:
 
     end: list[int]  # tokens of the target's words and the stop, as they are read
     text: str
+    capital: bool  # the reader typed none
     lead: list[int] = field(default_factory=list)  # tokens before them, from the last to the first
     costs: list[float] = field(default_factory=list)  # nats of each of the lead, and at last of `<begin>`
     places: list[tuple[float, int]] = field(default_factory=list)  # it may begin: nats of `<begin>`, tokens of lead
@@ -81,10 +83,12 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
     logits = reader.start([[vocabulary.bos, *story.ids]]).numpy()[0]  # (vocab,), what comes next
     opened = reader.fork([0] * len(ends), room=max(map(len, forced)))
     costs, after = _read(opened, forced)
+    capitals = [not text.startswith(f" {target.words.rstrip(PUNCTUATION)}") for text in texts]
+    costs += CAPITAL_COST * np.array(capitals)
     best: tuple[float, list[int], float] = (np.inf, ends[0], 0.0)
     for number in ROUNDS:
         chosen = _spread(costs, number)
-        closings = [_Closing(ends[end], texts[end]) for end in chosen]
+        closings = [_Closing(ends[end], texts[end], capitals[end]) for end in chosen]
         _grow(closings, opened.fork(chosen, room=LEAD_TOKENS), after[chosen], target, story, random, vocabulary)
         fitting = {tuple(closing.tokens): closing for closing in closings if _fits(closing, target, story)}
         if fitting:
@@ -224,4 +228,4 @@ def _cost(closing: _Closing, forward: np.ndarray, target: Target, story: Story, 
     cost = float((costs - TOKEN_NATS).sum() + np.maximum(costs - SURPRISE, 0).sum())
     lead = "".join(vocabulary.pieces[token] for token in reversed(closing.lead))
     said = closing.text.strip() in story.text or ends_with(story.text + lead, target.words)
-    return cost + SAID_COST * said
+    return cost + SAID_COST * said + CAPITAL_COST * closing.capital

@@ -52,7 +52,7 @@ def test_a_closing_costs_what_the_model_says_alone(trained_model, vocabulary, pr
     opened = reader.fork([0] * len(ends), room=8)
     costs, after = _read(opened, forced)
     chosen = _spread(costs, 6)
-    closings = [_Closing(ends[number], texts[number]) for number in chosen]
+    closings = [_Closing(ends[number], texts[number], capital=False) for number in chosen]
     _grow(closings, opened.fork(chosen, room=LEAD_TOKENS), after[chosen], target, story, Random(0), vocabulary)
     fitting = [closing for closing in closings if _fits(closing, target, story)]
     assert len(fitting) >= 3
