@@ -70,12 +70,14 @@ train: $(READY) ## train the modern recipe on TinyStories from the Hub
 clean: ## remove the environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# What the page needs and no more; without compiling ahead, since the page imports a tenth of it.
+# What the page needs and no more; without compiling ahead, since the page imports a tenth of it. From PyPI alone, so
+# that no second index has to be near; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares Linux the CUDA.
 $(APP_READY): space/requirements.txt $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch, transformers and streamlit into $(VENV) (once)"
-	$(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) --requirement space/requirements.txt
+	sed -e '/^--/d' -e 's/+cpu$$//' space/requirements.txt > $(VENV)/requirements.txt
+	$(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) --requirement $(VENV)/requirements.txt
 	touch $@
 
 # On top of what the page needs, torch by its pin among it: other packages then take it as it is.
