@@ -4,7 +4,8 @@ A sentence that must end on a word is best written from that word. The model has
 the story so far and `<close>` come the end of the story, the stop, the reader's words from the last to the first, and
 then whatever leads to them, back to `<begin>`. `bring_in` samples some such closings side by side, turns them round,
 and takes the one that the same model, reading forwards, finds likeliest after this story: each direction is blind where
-the other sees. A word to include comes in the same way, as the last word of a clause that the story then goes on from.
+the other sees. If even that one is hardly English, as with words the model has never met, the story names the word. A
+word to include comes in the same way, as the last word of a clause that the story then goes on from.
 
 Both directions read the story without its control prefix: a model that was told to end on a word finds every sentence
 likely that does, sense or no sense.
@@ -28,13 +29,20 @@ from .request_tiny_story import (
     ends_with,
     keeps_capitals,
     open_quote,
+    quotes_after,
 )
 from .sampling_tiny_story import SMALLEST_TEMPERATURE, log_softmax, nucleus, sample
 from .story_tiny_story import Story, Vocabulary
 
 CLOSE_ID, BEGIN_ID = SPECIAL_TOKENS.index(CLOSE), SPECIAL_TOKENS.index(BEGIN)
 ROUNDS = (8, 24)  # closings written; those of the second round only if none of the first will do
-ENOUGH = 8.0  # a closing of at most this cost will do
+ENOUGH = 5.0  # a closing of at most this cost will do
+NAMED = 10.0  # cost from which on a closing is hardly ever English: the word is then named instead
+NAMINGS = (
+    'And the last word of the story is "{}"',
+    'And the name of this story is "{}"',
+    'And so the story ends with one more word: "{}"',
+)
 LEAD_TOKENS = 32  # before the reader's words, at most
 TEMPERATURE, TOP_P = 0.9, 0.95  # they are sampled at
 STOPS = (".", "!", "?", '."', '!"', '?"')
@@ -47,10 +55,11 @@ SAID_COST = 50.0  # nats, of a sentence that the story holds already, and of a w
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be brought into a story now: its ending (final), or a word to include."""
+    """What is to be brought into a story now: its ending (final), or a word to include or to prepare the ending by."""
 
     words: str
     final: bool
+    most: float = np.inf  # cost from which on it is better left out
 
 
 @dataclass
@@ -70,7 +79,7 @@ class _Closing:
 
 
 def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabulary) -> list[int]:
-    """Tokens that lead from what is written to the target's words, those included.
+    """Tokens that lead from what is written to the target's words, those included; none if all cost too much.
 
     Args:
         decoder: any of the story's model.
@@ -98,7 +107,14 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
                 best = min(best, (cost, closing.tokens, float(nats.sum())))
         if best[0] <= ENOUGH:
             break
+    if best[0] > target.most:
+        return []
+    if target.final and best[0] > NAMED and (namings := _namings(target, story)):
+        rows = [tuple(vocabulary.encode(text)) for text in namings]
+        totals = [float(nats.sum()) for nats in _reread(rows, True, reader, logits, vocabulary)]
+        best = (NAMED, list(rows[int(np.argmin(totals))]), min(totals))
     story.log_probability -= best[2]
+    story.closing_cost = max(0.0, best[0]) if target.final else 0.0
     return best[1]
 
 
@@ -204,7 +220,18 @@ def _fits(closing: _Closing, target: Target, story: Story) -> bool:
     text = story.text + closing.text
     if not closing.places or not target.final:
         return bool(closing.places)
-    return closes_sentence(text) and ends_with(text, target.words) and keeps_capitals(text, target.words)
+    quoted = quotes_after(story.text, closing.text) is False
+    return quoted and closes_sentence(text) and ends_with(text, target.words) and keeps_capitals(text, target.words)
+
+
+def _namings(target: Target, story: Story) -> list[str]:
+    """Sentences that name the ending, for words that the model knows no use of: quoted, every word is English."""
+    typed = target.words.rstrip(PUNCTUATION)
+    stop = target.words[len(typed) :] or "."
+    texts = [f" {naming.format(typed + stop)}" for naming in NAMINGS]
+    if '"' in target.words or not closes_sentence(story.text):
+        return []
+    return [text for text in texts if count_words(text) <= story.words_left and closes_sentence(text)]
 
 
 def _reread(

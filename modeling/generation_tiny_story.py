@@ -19,7 +19,15 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from .closing_tiny_story import LEAD_TOKENS, Target, bring_in
 from .control_tiny_story import NAMED_LENGTHS, control_prefix, fitting_bucket
 from .decoder_tiny_story import Decoder, Precision, open_decoder
-from .request_tiny_story import StoryRequest, closes_sentence, count_words, ends_with, keeps_capitals
+from .request_tiny_story import (
+    PUNCTUATION,
+    StoryRequest,
+    closes_sentence,
+    count_words,
+    ends_with,
+    includes,
+    keeps_capitals,
+)
 from .sampling_tiny_story import log_softmax, nucleus, repetition_penalties, sample
 from .story_tiny_story import Story, Vocabulary, vocabulary_of
 
@@ -31,6 +39,12 @@ CHARACTERS_PER_WORD = 5
 LATE = 0.41  # of the words there were to write, at most so many left
 HINT = 0.03  # of </sos>, after a sentence
 COOLING = 0.5  # of the reader's temperature
+# An ending fits a story that has told of it: a rare word is brought in early, if that can be done well.
+COMMON_TOKENS = 1000  # the plan alone knows what to do with these
+PLANT_TRIES = 2
+PLANT_WORDS, PLANT_LATEST = 8, 0.4  # told at least, and of the words there are to write at most
+PLANT_COST = 12.0  # of `bring_in`; dearer is hardly ever English
+SENTENCE_WORDS = 12  # a whole sentence that fewer words could follow is a better place to stop than a word
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
 
 
@@ -60,6 +74,7 @@ def write_stories(
     for request in requests:
         prefix, ids, limit = plan(request, vocabulary, model.config)
         stories.append(Story(request, ids, request.start, Random(request.seed), whole_word=request.start[-1].isalnum()))
+        stories[-1].plants = PLANT_TRIES if _is_rare(request.planned_end, vocabulary) else 0
         prompts.append([*prefix, tokenizer.bos_token_id, *ids])
         limits.append(limit)
     for index, story in enumerate(stories):
@@ -130,8 +145,9 @@ def _advance(story: Story, decoder: Decoder, logits: np.ndarray, vocabulary: Voc
             story.finish_reason = step
             return
         if isinstance(step, Target):
-            story.searches += 1
             story.pending = bring_in(step, story, decoder, vocabulary)
+        if isinstance(step, Target) and story.pending:
+            story.searches += not np.isfinite(step.most)
             if step.final:
                 story.closed_at = len(story.text)
                 for token in story.pending:
@@ -150,6 +166,7 @@ def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:
     """The token the model wants next, within what a story may hold."""
     logits = logits.copy()
     logits[vocabulary.breaks(story.half)] = -np.inf
+    logits[vocabulary.misquotes(story.text)] = -np.inf
     request = story.request
     least = min(LEAST_CHARACTERS, CHARACTERS_PER_WORD * request.max_words / 2)
     if story.text == request.start or len(story.text) < least:
@@ -166,6 +183,22 @@ def _closes_soon(story: Story) -> bool:
     """Whether the story waits for its ending and is late."""
     request = story.request
     return bool(request.planned_end) and story.words_left <= LATE * (request.max_words - story.words_given)
+
+
+def _is_rare(ending: str | None, vocabulary: Vocabulary) -> bool:
+    """Whether the ending is one word that is not among the commonest tokens; byte pairs are numbered as they were
+    merged, the commonest first."""
+    if not ending or count_words(ending) > 1:
+        return False
+    ids = vocabulary.encode(f" {vocabulary.at_home(ending).rstrip(PUNCTUATION)}")
+    return len(ids) > 1 or ids[0] >= COMMON_TOKENS
+
+
+def _may_plant(story: Story) -> bool:
+    """Whether this is the time to prepare a rare ending: early, after a sentence or two, if it is not told of yet."""
+    request = story.request
+    told, latest = story.num_words - story.words_given, PLANT_LATEST * (request.max_words - story.words_given)
+    return bool(story.plants) and PLANT_WORDS <= told <= latest and not includes(story.text, request.end)
 
 
 def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary, full: bool) -> str | Target | None:
@@ -188,11 +221,15 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
     timely = request.stop_at_first or (closed and (stops or left <= CLOSING_WORDS))
     if may_end and timely and ends_with(text, request.end) and keeps_capitals(text, request.end):
         return "ending"
+    if closed and not stops and _may_plant(story):
+        story.plants -= 1
+        return Target(request.end, final=False, most=PLANT_COST)
     if not missing and not planned:
         if stops:
             return "eos"
         over = left <= 0 and count_words(text + vocabulary.pieces[token]) > request.max_words
-        return "length" if full or over else None
+        whole = closed and left <= min(SENTENCE_WORDS, request.max_words // 4) and len(text) > len(request.start)
+        return "length" if full or over or whole else None
     left -= story.words_needed(missing)
     sentences = len(missing) + planned
     # A sentence end in good time is the better place; in mid-sentence only when the words run out.

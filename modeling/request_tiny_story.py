@@ -13,6 +13,9 @@ BOUNDARY = re.compile(r"""[.!?]["']{0,2}\s+""")  # between two sentences
 PUNCTUATION = "".join(chr(c) for c in range(33, 127) if not chr(c).isalnum()) + "“”‘’…—–«»"
 
 
+OPENERS = "(-—–"  # after which, as after a blank, a quotation mark opens
+
+
 def count_words(text: str) -> int:
     """Words as a reader counts them: runs of characters between blanks."""
     return len(text.split())
@@ -72,6 +75,22 @@ def includes(text: str, word: str) -> bool:
 def open_quote(text: str) -> bool:
     """Whether the last paragraph ends inside quotes."""
     return text.rsplit("\n", 1)[-1].count('"') % 2 == 1
+
+
+def quotes_after(text: str, more: str) -> bool | None:
+    """Whether a quote is open after the text and some more; None if the more has a quotation mark where none can stand:
+    one that closes what was not opened, one that opens within quotes, or a paragraph that leaves its quote open."""
+    is_open, before = open_quote(text), text[-1:]
+    for character in more:
+        if character == '"':
+            opens = not before or before.isspace() or before in OPENERS
+            if opens == is_open:
+                return None
+            is_open = opens
+        elif character == "\n" and is_open:
+            return None
+        before = character
+    return is_open
 
 
 def whole_number(name: str, value: Any, least: int) -> int:

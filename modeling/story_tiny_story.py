@@ -10,7 +10,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from .request_tiny_story import PUNCTUATION, StoryRequest, count_words, has_inner_capital
+from .request_tiny_story import (
+    OPENERS,
+    PUNCTUATION,
+    StoryRequest,
+    count_words,
+    has_inner_capital,
+    open_quote,
+    quotes_after,
+)
 
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # of a byte-level token's characters
 CONTINUATIONS = tuple(bytes([value]) for value in range(0x80, 0xC0))  # of a character of UTF-8, after its first byte
@@ -26,8 +34,10 @@ class Story:
     random: Random
     finish_reason: str | None = None
     searches: int = 0  # times a word or the ending did not come by itself
+    plants: int = 0  # times its ending's word may still be tried early in the story
     closed_at: int | None = None  # characters before the closing that was written backwards, if one was
     log_probability: float = 0.0  # of the tokens written, in nats; of what a search chose, its score
+    closing_cost: float = 0.0  # of a closing that was written backwards, in nats beyond the usual (`bring_in`)
     whole_word: bool = False  # the text ends on a word that must not be lengthened to another one
     pending: list[int] = field(default_factory=list)  # tokens a search has settled, still to be written
     given: int = 0  # characters already given out
@@ -98,6 +108,11 @@ class Vocabulary:
         ]
         self._encoded = lru_cache(maxsize=1024)(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
         self.breaks = lru_cache(maxsize=256)(self._breaks)
+        quoted = [i for i, piece in enumerate(self.pieces) if '"' in piece or "\n" in piece]
+        self._misquotes = {text: np.zeros_like(self.special) for text in ("a", "a ", '"a', '"a ')}
+        for text, mask in self._misquotes.items():
+            mask[[i for i in quoted if quotes_after(text, self.pieces[i]) is None]] = True
+            mask[self.eos] = open_quote(text)
 
     def _bytes(self, token: int) -> bytes:
         piece = self.pieces[token]
@@ -113,6 +128,11 @@ class Vocabulary:
         for token in self.inside if half else np.flatnonzero(self.not_whole & ~self.special):
             mask[token] = not is_text(half + self.bytes[token], whole=False)
         return mask
+
+    def misquotes(self, text: str) -> np.ndarray:
+        """Mask (vocab,) of the tokens whose quotation marks cannot stand after the text."""
+        blank = " " if not text or text[-1].isspace() or text[-1] in OPENERS else ""
+        return self._misquotes[('"a' if open_quote(text) else "a") + blank]
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, without special ones."""

@@ -49,6 +49,11 @@ class TrainingConfig:
         default=0.0,
         metadata={"help": "share of the stories with sentences written backwards, to learn closing on a word"},
     )
+    teachers: list[str] = field(
+        default_factory=list,
+        metadata={"help": "folders or Hub names of models with the same tokenizer, from whose opinion it learns too"},
+    )
+    teachers_share: float = field(default=0.5, metadata={"help": "the teachers' share of each token's target"})
     row_length: int = field(default=512, metadata={"help": "tokens of a packed row"})
     batch_rows: int = field(default=16, metadata={"help": "rows per update, over all processes"})
     micro_batch_rows: int = field(default=16, metadata={"help": "rows per forward pass and process, at most"})
@@ -86,7 +91,7 @@ class TrainingConfig:
             raise ValueError(f"validation_share must be above 0 and below 1, got {self.validation_share}")
         if self.streaming and not self.validation_dataset:
             raise ValueError("a stream needs a validation_dataset: no share of it can be held out unread")
-        for name in ("wishes_share", "closings_share"):
+        for name in ("wishes_share", "closings_share", "teachers_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if not 0 < self.decay_fraction <= 1:

@@ -43,6 +43,7 @@ from training.checkpoint import (
 from training.cli import one_line_errors, refused
 from training.config import TrainingConfig, parse_config, refuse_other_config, refuse_unknown
 from training.data import IGNORED, TrainingRows
+from training.distillation import Teachers, load_teachers
 from training.optimizer import bf16_is_fast, build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import Metrics
 from training.scoring import score_stories
@@ -179,6 +180,7 @@ def update(
     optimizers: list[torch.optim.Optimizer],
     batch: dict[str, torch.Tensor],
     micro_batch_rows: int,
+    teachers: Teachers | None = None,
 ) -> tuple[float, int]:
     """One update of the weights, at the learning rates that are set.
 
@@ -196,7 +198,11 @@ def update(
         micro_batch = {name: x.to(accelerator.device) for name, x in zip(batch, tensors, strict=True)}
         with accelerator.no_sync(model) if index < len(micro_batches) - 1 else nullcontext():
             share = num_targets / accelerator.num_processes
-            loss = model(**micro_batch, use_cache=False, num_items_in_batch=share).loss
+            outputs = model(**micro_batch, use_cache=False, num_items_in_batch=share)
+            loss = outputs.loss
+            if teachers is not None:
+                with accelerator.autocast():
+                    loss = loss + teachers.added_loss(outputs.logits, **micro_batch, num_items_in_batch=share)
             accelerator.backward(loss)
         loss_sum += loss.detach()
     loss_value = accelerator.reduce(loss_sum, "mean").item()
@@ -214,6 +220,7 @@ def estimate(
     optimizers: list[torch.optim.Optimizer],
     rows: TrainingRows | StreamedRows,
     config: TrainingConfig,
+    teachers: Teachers | None,
 ) -> None:
     """Print what the run will take, from a few updates on its first rows; nothing is kept of them."""
     set_learning_rate(optimizers, 0.0)
@@ -221,7 +228,7 @@ def estimate(
     for step in range(DRY_RUN_UPDATES):
         started = time.perf_counter()
         batch = rows.batch(step, config.batch_rows, accelerator.process_index, accelerator.num_processes)
-        _, num_targets = update(accelerator, model, optimizers, batch, config.micro_batch_rows)
+        _, num_targets = update(accelerator, model, optimizers, batch, config.micro_batch_rows, teachers)
         seconds.append(time.perf_counter() - started)
         tokens.append(num_targets)
     per_update, rate = min(seconds[1:]), max(t / s for t, s in zip(tokens[1:], seconds[1:], strict=True))
@@ -268,6 +275,11 @@ def main() -> None:
         step, tokens_seen, seconds = state["step"], state["tokens_seen"], state["seconds"]
         accelerator.print(f"going on from {checkpoint}")
     training_model, *optimizers = accelerator.prepare(model, *optimizers)
+    teachers = None
+    if config.teachers:
+        teachers = load_teachers(
+            config.teachers, tokenizer, config.attention, config.teachers_share, config.compile
+        ).to(accelerator.device)
     num_parameters = sum(p.numel() for p in model.parameters())
     passes = "streamed"
     if isinstance(rows, TrainingRows):
@@ -279,7 +291,7 @@ def main() -> None:
     )
     training_model.train()
     if config.dry_run:
-        estimate(accelerator, training_model, optimizers, rows, config)
+        estimate(accelerator, training_model, optimizers, rows, config, teachers)
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     metrics = Metrics(run_dir, until_step=step, enabled=accelerator.is_main_process)
@@ -323,7 +335,9 @@ def main() -> None:
         factor = learning_rate_factor(step, config.num_steps, config.warmup_steps, config.decay_fraction)
         set_learning_rate(optimizers, factor)
         try:
-            loss_value, num_targets = update(accelerator, training_model, optimizers, batch, config.micro_batch_rows)
+            loss_value, num_targets = update(
+                accelerator, training_model, optimizers, batch, config.micro_batch_rows, teachers
+            )
         except FloatingPointError as problem:
             raise FloatingPointError(
                 f"{problem} at update {step + 1}: lower muon_lr ({config.muon_lr}) or adam_lr ({config.adam_lr}); "
