@@ -14,6 +14,8 @@ Backward and forward language models around a given word: Mou et al. 2015 (arXiv
 agree on a text between them: Nguyen et al. 2023 (Meet in the Middle, arXiv 2303.07295).
 """
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 
@@ -35,14 +37,16 @@ from .sampling_tiny_story import SMALLEST_TEMPERATURE, log_softmax, nucleus, sam
 from .story_tiny_story import Story, Vocabulary
 
 CLOSE_ID, BEGIN_ID = SPECIAL_TOKENS.index(CLOSE), SPECIAL_TOKENS.index(BEGIN)
-ROUNDS = (8, 24)  # closings written; those of the second round only if none of the first will do
-ENOUGH = 5.0  # a closing of at most this cost will do
-NAMED = 10.0  # cost from which on a closing is hardly ever English: the word is then named instead
-NAMINGS = (
-    'And the last word of the story is "{}"',
-    'And the name of this story is "{}"',
-    'And so the story ends with one more word: "{}"',
+ROUNDS = (8, 16)  # closings written; those of the second round only if none of the first will do
+ENOUGH = 8.0  # a closing of at most this cost will do
+HOPELESS = 28.0  # cost from which on more of them are not tried
+NAMED = 14.0  # cost from which on a closing is hardly ever English: the word is then named instead
+NAMINGS = (  # "who" is the one the story is about
+    'At the end of the day, {who} learned a new word: "{words}"',
+    'That night, {who} learned to spell a new word: "{words}"',
+    'And {who} learned a new word that day: "{words}"',
 )
+NAME = re.compile(r"(?<=[a-z,] )(?!Mom|Dad|Mum|Mr|Mrs|I\b)[A-Z][a-z]+\b")
 LEAD_TOKENS = 32  # before the reader's words, at most
 TEMPERATURE, TOP_P = 0.9, 0.95  # they are sampled at
 STOPS = (".", "!", "?", '."', '!"', '?"')
@@ -100,14 +104,17 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
         closings = [_Closing(ends[end], texts[end], capitals[end]) for end in chosen]
         _grow(closings, opened.fork(chosen, room=LEAD_TOKENS), after[chosen], target, story, random, vocabulary)
         fitting = {tuple(closing.tokens): closing for closing in closings if _fits(closing, target, story)}
+        likely = sorted(fitting.items(), key=lambda item: _beyond_usual(np.array(item[1].costs)))
+        fitting = dict(likely[: number // 2])
         if fitting:
             forward = _reread(list(fitting), target.final, reader, logits, vocabulary)
             for closing, nats in zip(fitting.values(), forward, strict=True):
                 cost = _cost(closing, nats, target, story, vocabulary)
                 best = min(best, (cost, closing.tokens, float(nats.sum())))
-        if best[0] <= ENOUGH:
+        if best[0] <= ENOUGH or best[0] > HOPELESS or np.isfinite(target.most):
             break
     if best[0] > target.most:
+        story.plants = 0 if best[0] > HOPELESS else story.plants
         return []
     if target.final and best[0] > NAMED and (namings := _namings(target, story)):
         rows = [tuple(vocabulary.encode(text)) for text in namings]
@@ -227,10 +234,14 @@ def _fits(closing: _Closing, target: Target, story: Story) -> bool:
 def _namings(target: Target, story: Story) -> list[str]:
     """Sentences that name the ending, for words that the model knows no use of: quoted, every word is English."""
     typed = target.words.rstrip(PUNCTUATION)
-    stop = target.words[len(typed) :] or "."
-    texts = [f" {naming.format(typed + stop)}" for naming in NAMINGS]
-    if '"' in target.words or not closes_sentence(story.text):
+    words = typed + (target.words[len(typed) :] or ".")
+    names = Counter(NAME.findall(story.text))
+    who = max(names, key=names.__getitem__, default="everyone")
+    texts = [f" {naming.format(who=who, words=words)}" for naming in NAMINGS]
+    if '"' in words or not closes_sentence(story.text):
         return []
+    if count_words(typed) > 1:
+        texts = [text.replace("a new word", "some new words") for text in texts]
     return [text for text in texts if count_words(text) <= story.words_left and closes_sentence(text)]
 
 
@@ -251,8 +262,12 @@ def _reread(
 
 def _cost(closing: _Closing, forward: np.ndarray, target: Target, story: Story, vocabulary: Vocabulary) -> float:
     """How unlikely a closing is, in nats beyond the usual, in both directions; great surprises count twice."""
-    costs = np.array([*forward, *closing.costs])
-    cost = float((costs - TOKEN_NATS).sum() + np.maximum(costs - SURPRISE, 0).sum())
+    cost = _beyond_usual(np.array([*forward, *closing.costs]))
     lead = "".join(vocabulary.pieces[token] for token in reversed(closing.lead))
     said = closing.text.strip() in story.text or ends_with(story.text + lead, target.words)
     return cost + SAID_COST * said + CAPITAL_COST * closing.capital
+
+
+def _beyond_usual(costs: np.ndarray) -> float:
+    """Nats of some tokens beyond what as many usually cost; great surprises count twice."""
+    return float((costs - TOKEN_NATS).sum() + np.maximum(costs - SURPRISE, 0).sum())

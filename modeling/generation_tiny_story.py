@@ -54,11 +54,14 @@ def write_stories(
     tokenizer: PreTrainedTokenizerBase,
     requests: list[StoryRequest],
     precision: Precision = "auto",
+    close: bool = True,
 ) -> Iterator[tuple[int, str, Story]]:
     """Write stories side by side.
 
     Args:
         precision: as in `open_decoder`.
+        close: also write the closing sentences that the stories need. If not, such a story stops before it, with "open"
+            as its finish_reason, until `close_story`: drafts that will not be chosen need none.
 
     Yields:
         (index of the request, next piece of its text, the story so far); the first piece is the start. When the
@@ -88,7 +91,7 @@ def write_stories(
         finished = []
         for row, index in enumerate(rows):
             story = stories[index]
-            _advance(story, decoder, logits[row], vocabulary, full=len(story.ids) >= limits[index])
+            _advance(story, decoder, logits[row], vocabulary, full=len(story.ids) >= limits[index], close=close)
             if story.finish_reason:
                 finished.append(row)
             yield index, story.give(), story
@@ -131,7 +134,9 @@ def plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig
     return prefix, start, limit
 
 
-def _advance(story: Story, decoder: Decoder, logits: np.ndarray, vocabulary: Vocabulary, full: bool) -> None:
+def _advance(
+    story: Story, decoder: Decoder, logits: np.ndarray, vocabulary: Vocabulary, full: bool, close: bool
+) -> None:
     """Write one more token, or finish the story.
 
     Args:
@@ -144,22 +149,32 @@ def _advance(story: Story, decoder: Decoder, logits: np.ndarray, vocabulary: Voc
         if isinstance(step, str):
             story.finish_reason = step
             return
+        if isinstance(step, Target) and step.final:
+            story.searches, story.finish_reason = story.searches + 1, "open"
+            if close:
+                close_story(story, decoder, vocabulary)
+            return
         if isinstance(step, Target):
             story.pending = bring_in(step, story, decoder, vocabulary)
-        if isinstance(step, Target) and story.pending:
-            story.searches += not np.isfinite(step.most)
-            if step.final:
-                story.closed_at = len(story.text)
-                for token in story.pending:
-                    story.write(token, vocabulary)
-                story.pending, story.finish_reason = [], "ending"
-                return
-        else:
+        if not story.pending:
             story.log_probability += float(log_softmax(logits)[token])
             story.write(token, vocabulary)
             return
+        story.searches += isinstance(step, Target) and not np.isfinite(step.most)
     story.write(story.pending.pop(0), vocabulary)
     story.whole_word = not story.pending
+
+
+def close_story(story: Story, decoder: Decoder, vocabulary: Vocabulary) -> None:
+    """Write the closing sentence of a story whose finish_reason is "open".
+
+    Args:
+        decoder: any of the story's model.
+    """
+    closing = bring_in(Target(story.request.end or "", final=True), story, decoder, vocabulary)
+    story.closed_at, story.finish_reason = len(story.text), "ending"
+    for token in closing:
+        story.write(token, vocabulary)
 
 
 def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:

@@ -6,17 +6,19 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, get_args
 
+import torch
 from transformers import AutoModelForCausalLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .decoder_tiny_story import Precision
+from .decoder_tiny_story import Precision, open_decoder
 from .details_tiny_story import story_details
-from .generation_tiny_story import Story, plan, write_stories
+from .generation_tiny_story import Story, close_story, plan, write_stories
 from .request_tiny_story import StoryRequest, whole_number
 from .story_tiny_story import vocabulary_of
 
 SEEDS = 2**31  # seeds drawn lie below
 CANDIDATE_SEEDS = 1_000_003  # from one candidate's seed to the next one's
+CLOSED = 4  # candidates that are closed, or a quarter of them: a closing takes as long as half a story
 CLOSING_SHARE = 0.015  # of a closing's cost, in a candidate's mean nats: what a reader minds most
 BATCH_SIZE = 16  # stories written side by side, unless the call says how many
 TEXTS = ("start", "continue_from")  # what the story begins with
@@ -41,7 +43,8 @@ class StoryGenerationPipeline(Pipeline):
         end, max_words, include, length, stop_at_first, temperature, top_p, dry_multiplier: as in `StoryRequest`, for
             every story of the call.
         num_stories: stories for each start.
-        num_candidates: stories drawn for each story given; the one the model finds likeliest, token for token, is kept.
+        num_candidates: stories drawn for each story given; the one the model finds likeliest, token for token, is kept,
+            its closing sentence counting most.
         seed: of the first story; the next ones count up from it. None draws one. The result names its own story's:
             with num_candidates=1 it gives that story again.
         batch_size: stories written side by side, which changes their speed, not their words. None: 16; but the stories
@@ -137,7 +140,10 @@ class StoryGenerationPipeline(Pipeline):
         of_decoder = {"precision": kwargs.pop("precision")} if "precision" in kwargs else {}
         if of_decoder and of_decoder["precision"] not in get_args(Precision):
             raise ValueError(f"precision must be one of {get_args(Precision)}, got {of_decoder['precision']!r}")
-        of_result: dict[str, Any] = {name: kwargs[name] for name in ("num_stories", "num_candidates") if name in kwargs}
+        of_result: dict[str, Any] = dict(of_decoder)
+        if "num_candidates" in kwargs:
+            of_decoder["close"] = kwargs["num_candidates"] == 1  # else the best of them are closed, in `postprocess`
+        of_result |= {name: kwargs[name] for name in ("num_stories", "num_candidates") if name in kwargs}
         if "details" in kwargs:
             of_result["details"] = bool(kwargs.pop("details"))
         return kwargs, of_decoder, of_result
@@ -198,30 +204,43 @@ class StoryGenerationPipeline(Pipeline):
             for candidate in range(num_candidates)
         ]
 
-    def _forward(self, requests: list[StoryRequest], precision: Precision = "auto") -> list[Story]:
-        stories = {index: story for index, _, story in write_stories(self.model, self.tokenizer, requests, precision)}
+    def _forward(self, requests: list[StoryRequest], precision: Precision = "auto", close: bool = True) -> list[Story]:
+        written = write_stories(self.model, self.tokenizer, requests, precision, close)
+        stories = {index: story for index, _, story in written}
         return [stories[index] for index in range(len(requests))]
 
     def postprocess(
-        self, stories: list[Story], num_stories: int = 1, num_candidates: int = 1, details: bool = False
+        self,
+        stories: list[Story],
+        num_stories: int = 1,
+        num_candidates: int = 1,
+        details: bool = False,
+        precision: Precision = "auto",
     ) -> Any:
         """The result of one start: the best of each story's candidates."""
         groups = [stories[i : i + num_candidates] for i in range(0, len(stories), num_candidates)]
-        chosen = [max(group, key=self._likelihood) for group in groups]
+        chosen = [self._best(group, precision) for group in groups]
         results = [self._result(story) for story in chosen]
         if details:
             for result, story in zip(results, chosen, strict=True):
                 result["details"] = story_details(self.model, self.tokenizer, story)
         return results if num_stories > 1 else results[0]
 
+    def _best(self, candidates: list[Story], precision: Precision) -> Story:
+        """The best of some candidates; only the likeliest of them are closed, where that is still to be done."""
+        hopeful = sorted(candidates, key=self._likelihood, reverse=True)[: max(CLOSED, len(candidates) // CLOSED)]
+        if still_open := [story for story in hopeful if story.finish_reason == "open"]:
+            decoder = open_decoder(self.model, precision)
+            with torch.inference_mode():
+                for story in still_open:
+                    close_story(story, decoder, vocabulary_of(self.tokenizer, self.model.config.vocab_size))
+        return max(hopeful, key=self._likelihood)
+
     @staticmethod
     def _likelihood(story: Story) -> float:
         """For the choice of a candidate: a story that reached its limit stands behind all that ended."""
-        return (
-            story.mean_log_probability
-            - CLOSING_SHARE * story.closing_cost
-            - (1000.0 if story.finish_reason == "length" else 0.0)
-        )
+        cut_off = 1000.0 if story.finish_reason == "length" else 0.0
+        return story.mean_log_probability - CLOSING_SHARE * story.closing_cost - cut_off
 
     @staticmethod
     def _result(story: Story) -> dict[str, Any]:

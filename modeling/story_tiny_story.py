@@ -26,7 +26,8 @@ CONTINUATIONS = tuple(bytes([value]) for value in range(0x80, 0xC0))  # of a cha
 
 @dataclass
 class Story:
-    """A story as it is written; `finish_reason` is "ending", "eos" or "length" once it is finished."""
+    """A story as it is written; `finish_reason` is "ending", "eos" or "length" once it is finished, "open" if it
+    only lacks the closing sentence."""
 
     request: StoryRequest
     ids: list[int]  # tokens of the text, without prefix and <sos>
