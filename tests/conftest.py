@@ -1,8 +1,12 @@
-"""What the tests share: the trained model of this clone, a tiny one with large weights, and the tests' own stories."""
+"""What the tests share: the trained model of this clone, a tiny one with large weights, the tests' own stories, and a
+way to run commands."""
 
 import json
 import os
+import runpy
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,3 +83,18 @@ def long_stories(stories: list[str], tmp_path_factory: pytest.TempPathFactory) -
     pairs = zip(stories, [*stories[1:], stories[0]], strict=True)
     path.write_text("".join(json.dumps({"text": f"{first}\n{second}"}) + "\n" for first, second in pairs))
     return path
+
+
+@pytest.fixture
+def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """`python -m module arguments`, in the folder of the clone, without a process that would import everything anew;
+    what it prints."""
+    monkeypatch.chdir(ROOT)
+
+    def run_command(module: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        monkeypatch.delitem(sys.modules, module, raising=False)  # runpy warns of a module that runs twice
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return capsys.readouterr().out
+
+    return run_command
