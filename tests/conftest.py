@@ -4,6 +4,7 @@ way to run commands."""
 import json
 import os
 import runpy
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,6 +23,21 @@ from transformers import AutoTokenizer, Pipeline, PreTrainedTokenizerBase, pipel
 
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
+
+# Every process that tells a story compiles the decoder's kernel, in a second; for those of the tests it is kept.
+KEPT = """#!/bin/sh
+# cc, but what came of the same source and flags before is taken as it is. The words: flags, kernel.c, -o, kernel.so.
+kept={folder}/$(for word; do case $word in *.c) cat "$word";; /*) ;; *) echo "$word";; esac; done | cksum | tr ' ' -)
+for word; do test "$last" = -o && out=$word; last=$word; done
+test -f "$kept" || {{ {cc} "$@" && cp "$out" "$kept.$$" && mv "$kept.$$" "$kept"; }} || exit
+test -f "$out" || cp "$kept" "$out"
+"""
+if "CC" not in os.environ and shutil.which("cc"):  # the workers inherit it
+    kernels = tempfile.TemporaryDirectory(prefix="kernels-")
+    compiler = Path(kernels.name) / "cc"
+    compiler.write_text(KEPT.format(folder=kernels.name, cc=shutil.which("cc")))
+    compiler.chmod(0o755)
+    os.environ["CC"] = str(compiler)
 
 ROOT = Path(__file__).resolve().parent.parent
 HUB_FOLDER = ROOT / "modeling"
