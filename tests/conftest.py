@@ -50,6 +50,18 @@ MODERN = {
 }  # fmt: skip
 RECIPES = {"classic": TINY, "modern": TINY | MODERN}
 
+# The files that take longest, each some twenty seconds or more: they come first, so that no worker sits over one of
+# them while the others have nothing left to do.
+LONGEST = (
+    "test_train.py", "test_injection.py", "test_copies.py", "test_page.py", "test_guide.py", "test_export.py",
+    "test_publish.py", "test_axe.py", "test_processes.py", "test_story.py", "test_many.py", "test_page_load.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
+
 
 def large_init(model: torch.nn.Module, std: float = 0.5) -> None:
     """Weights so large that a wrong position, mask or cache shows in the logits, which the usual 0.02 would hide."""
