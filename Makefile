@@ -8,8 +8,9 @@ READY := $(VENV)/.ready
 APP_READY := $(VENV)/.app
 PORT ?= 8501
 # A worker for each processor, four at most; a file's tests stay together, for they share a server or a run. One thread
-# for each: those of several workers would wait for one another.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# for each: those of several workers would wait for one another. Files come in tests/conftest.py's order: xdist's own,
+# by the number of tests, has those last that take longest.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

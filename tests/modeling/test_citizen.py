@@ -6,7 +6,14 @@ from threading import Thread
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, Trainer, TrainingArguments
+from transformers import (
+    ContinuousBatchingConfig,
+    DynamicCache,
+    GenerationConfig,
+    TextIteratorStreamer,
+    Trainer,
+    TrainingArguments,
+)
 
 IDS = torch.randint(3, 99, (2, 12), generator=torch.Generator().manual_seed(5))
 GREEDY = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -93,7 +100,9 @@ def test_continuous_batching_equals_generate(trained_model, tokenizer):
     # A fresh copy: the paged attention it switches to stays with the model.
     model = copy.deepcopy(trained_model)
     settings = GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=0)
-    answers = model.generate_batch(prompts, generation_config=settings)
+    # Its cache as large as this takes: by itself it would fill most of the machine's memory.
+    small = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64, max_requests_per_batch=4)
+    answers = model.generate_batch(prompts, generation_config=settings, continuous_batching_config=small)
     told = [answer.generated_tokens for _, answer in sorted(answers.items())]
     expected = [
         trained_model.generate(torch.tensor([prompt]), generation_config=settings)[0, len(prompt) :].tolist()

@@ -173,23 +173,21 @@ model.push_to_hub("writer/model"), tokenizer.push_to_hub("writer/model")
 pipeline("story-generation", model=model, tokenizer=tokenizer).push_to_hub("writer/pipeline")
 """
 COPY = """
-import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
-AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(sys.argv[2])
-AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(sys.argv[2])
+AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained("copy")
+AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained("copy")
 """
 
 
 def test_what_is_pushed_loads_by_its_name(tmp_path: Path, expected: dict[str, Any]):
-    names, copy = ("writer/model", "writer/pipeline"), str(tmp_path / "copy")
+    names, copy = ("writer/model", "writer/pipeline"), str(tmp_path / "elsewhere" / "copy")
     with Hub() as hub:
         there = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1"}
         run(PUSH, tmp_path / "there", str(HUB_FOLDER), HF_HOME=str(tmp_path / "home"), **there)
         there["HF_HOME"] = str(tmp_path / "another home")
-        assert json.loads(run(LOAD, tmp_path / "elsewhere", *names, **there)) == dict.fromkeys(names, expected)
-        run(COPY, tmp_path / "third", names[0], copy, **there)
+        told = run(LOAD + COPY, tmp_path / "elsewhere", *names, **there)
+    assert json.loads(told) == dict.fromkeys(names, expected)
     # A copy of it stands by itself: nobody is asked for its code.
-    told = run(LOAD, tmp_path / "fourth", copy, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "no home"))
+    told = run(LOAD, tmp_path / "third", copy, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "no home"))
     assert json.loads(told) == {copy: expected}
 
 

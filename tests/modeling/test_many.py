@@ -53,12 +53,19 @@ SOURCES: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def all_at_once(tell: Pipeline) -> list[dict[str, Any]]:
+    return tell(STARTS, end="home", **CALL)
+
+
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("batch_size", [None, 3])
-def test_what_comes_one_by_one_is_told_one_by_one(tell: Pipeline, source: str, batch_size: int | None):
+def test_what_comes_one_by_one_is_told_one_by_one(
+    tell: Pipeline, all_at_once: list, source: str, batch_size: int | None
+):
     told = tell(SOURCES[source](), end="home", batch_size=batch_size, **CALL)
     assert isinstance(told, types.GeneratorType)
-    assert list(told) == tell(STARTS, end="home", **CALL)
+    assert list(told) == all_at_once
 
 
 def test_rows_of_data_sets_and_frames_may_leave_wishes_out(tell: Pipeline, alone: list):

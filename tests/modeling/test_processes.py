@@ -4,64 +4,62 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import HUB_FOLDER
 
-# Each program prints the parent's stories and then its children's. Before, the parent has told on two threads.
-BEGIN = f"""
-import json, multiprocessing, os, sys, threading
+# One parent for all children, since it takes seconds to make. It tells on two threads before it makes any.
+PROGRAM = f"""
+import json, multiprocessing, os, threading
 import torch
 from transformers import pipeline
 
-def story(seed=1, max_words=20):
+def story(seed=1, max_words=20, precision="auto"):
     return tell("She", end="happy", max_words=max_words, seed=seed, precision=precision)["story"]
 
-def child(queue, seed=1):
-    queue.put(story(seed))
+def child(queue, precision):
+    queue.put(story(precision=precision))
 
-def told_by(context):
+def told_by(method, precision="auto"):
+    context = multiprocessing.get_context(method)
     queue = context.Queue()
-    process = context.Process(target=child, args=(queue,))
+    process = context.Process(target=child, args=(queue, precision))
     process.start()
     told = queue.get()
     process.join()
     return told
 
-precision = sys.argv[1]
 tell = pipeline("story-generation", model={str(HUB_FOLDER)!r}, trust_remote_code=True)
-if __name__ == "__main__":
+"""
+# Each part prints its name, what should be told, and what was.
+PARTS = {
+    "": """
+    def say(name, expected, told):
+        print(json.dumps([name, expected, told]), flush=True)
+
     torch.set_num_threads(1)
-    expected = [story(1), story(2)]
+    expected = {precision: story(precision=precision) for precision in ("auto", "int8", "full")}
+    other = story(2)
     torch.set_num_threads(2)
-    story(1, max_words=4)
-"""
-STARTED = """
-    print(json.dumps([expected[0], told_by(multiprocessing.get_context(sys.argv[2]))]))
-"""
-DATASETS = """
+    for precision in expected:
+        story(max_words=4, precision=precision)
+""",
+    "fork": """
+    for precision in expected:
+        say(f"fork {precision}", expected[precision], told_by("fork", precision))
+""",
+    "other methods": """
+    for method in ("spawn", "forkserver"):
+        say(method, expected["auto"], told_by(method))
+""",
+    "datasets": """
     from datasets import Dataset
     told = Dataset.from_dict({"seed": [1, 2, 1, 2]}).map(lambda row: {"story": story(row["seed"])}, num_proc=2)["story"]
-    print(json.dumps([expected * 2, list(told)]))
-"""
-WHILE_TELLING = """
-    done = threading.Event()
-
-    def go_on():
-        while not done.is_set():
-            story(2, max_words=4)
-
-    thread = threading.Thread(target=go_on)
-    thread.start()
-    told = [told_by(multiprocessing.get_context("fork")) for _ in range(4)]
-    done.set()
-    thread.join()
-    print(json.dumps([expected[:1] * 4, told]))
-"""
-# Each child says on how many threads it works, and how many different stories two threads of its own tell.
-THREADS = """
+    say("datasets", [expected["auto"], other] * 2, list(told))
+""",
+    # Each child says on how many threads it works, and how many different stories two threads of its own tell.
+    "threads of a child": """
     numbers = []
     for _ in range(2):
         read, write = os.pipe()
@@ -72,38 +70,39 @@ THREADS = """
             os.write(write, b"%d %d" % (torch.get_num_threads(), same))
             os._exit(0)
         numbers.append(os.read(read, 20).decode())
-    print(json.dumps([["1 1"] * 2, numbers]))
-"""
+    say("threads of a child", ["1 1"] * 2, numbers)
+""",
+    "forked while a thread tells": """
+    done = threading.Event()
+
+    def go_on():
+        while not done.is_set():
+            story(2, max_words=4)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    told = [told_by("fork") for _ in range(4)]
+    done.set()
+    thread.join()
+    say("forked while a thread tells", [expected["auto"]] * 4, told)
+""",
+}
+WAYS = ["fork auto", "fork int8", "fork full", "spawn", "forkserver", *list(PARTS)[3:]]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 
 
-def run(folder: Path, program: str, *arguments: str) -> None:
-    """Run the program; what it prints last is a pair of equals."""
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+    """What was expected and what was told, by the way the children were made."""
+    folder = tmp_path_factory.mktemp("processes")
     file = folder / "program.py"
-    file.write_text(BEGIN + program, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-P", str(file), *arguments], cwd=folder, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    expected, told = json.loads(done.stdout.splitlines()[-1])
-    assert told == expected
+    file.write_text(PROGRAM + 'if __name__ == "__main__":' + "".join(PARTS.values()), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-P", file], cwd=folder, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {name: pair for name, *pair in map(json.loads, done.stdout.splitlines())}
 
 
-@pytest.mark.parametrize(
-    ("precision", "method"),
-    [("auto", "fork"), ("int8", "fork"), ("full", "fork"), ("auto", "spawn"), ("auto", "forkserver")],
-)
-def test_a_child_tells_what_its_parent_tells(tmp_path: Path, precision: str, method: str):
-    run(tmp_path, STARTED, precision, method)
-
-
-def test_datasets_map_tells_in_two_processes(tmp_path: Path):
-    run(tmp_path, DATASETS, "auto")
-
-
-def test_a_thread_tells_while_another_forks(tmp_path: Path):
-    run(tmp_path, WHILE_TELLING, "auto")
-
-
-def test_a_forked_child_works_on_one_thread(tmp_path: Path):
-    run(tmp_path, THREADS, "auto")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_child_tells_what_its_parent_tells(told: dict[str, list], way: str):
+    expected, by_children = told[way]
+    assert by_children == expected

@@ -1,5 +1,4 @@
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
-from tests.conftest import MODERN, ROOT, TINY, large_init
+from tests.conftest import MODERN, TINY, large_init
 from training.average import average
 from training.checkpoint import save_released
 
@@ -20,11 +19,10 @@ def small(scale: float, **changes: object) -> TinyStoryForCausalLM:
     return model
 
 
-def test_the_command_writes_the_mean_and_it_loads(tokenizer, tmp_path: Path):
+def test_the_command_writes_the_mean_and_it_loads(tokenizer, run_command: Callable[..., str], tmp_path: Path):
     for number, scale in enumerate((0.25, 0.5, 1.5)):  # the mean of three: 0.75 of the same random numbers
         save_released(small(scale, vocab_size=len(tokenizer)), tokenizer, tmp_path / str(number))
-    command = [sys.executable, "-m", "training.average", *(str(tmp_path / str(n)) for n in range(3))]
-    subprocess.run([*command, "--to", str(tmp_path / "mean")], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    run_command("training.average", *(tmp_path / str(n) for n in range(3)), "--to", tmp_path / "mean")
     expected = small(0.75, vocab_size=len(tokenizer)).state_dict()
     for name, weight in load_file(tmp_path / "mean" / "model.safetensors").items():
         torch.testing.assert_close(weight.float(), expected[name], rtol=0.02, atol=1e-3)

@@ -1,14 +1,13 @@
 """The pairs stand in their bands, the measures count what they say, and the command runs as users run it."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from modeling.request_tiny_story import bare_words
-from tests.conftest import ROOT, STORIES_FILE
+from tests.conftest import STORIES_FILE
 from training.endings import (
     BANDS,
     Judge,
@@ -73,11 +72,9 @@ def test_the_judge_adds_up_to_the_score(classic_model, tokenizer, stories):
     assert twice == pytest.approx((whole, last, error / 2**0.5), rel=1e-4)  # each story counts as one observation
 
 
-def test_the_command_writes_table_figure_and_stories(tmp_path: Path):
-    command = [sys.executable, "-m", "training.evaluate", "endings", "--dataset", str(STORIES_FILE), "--count", "2"]
-    command += ["--training_dataset", str(STORIES_FILE), "--max_words", "40", "--output", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
+def test_the_command_writes_table_figure_and_stories(run_command: Callable[..., str], tmp_path: Path):
+    data = ["--dataset", STORIES_FILE, "--training_dataset", STORIES_FILE]
+    run_command("training.evaluate", "endings", *data, "--count", 2, "--max_words", 40, "--output", tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["same alone"] == 1.0
     for way in ("sampled", "greedy"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
-from tests.conftest import MODERN, ROOT, TINY, large_init
+from tests.conftest import MODERN, RECIPES, TINY, large_init
 from training.export import export_gguf, export_onnx, export_qwen3, to_qwen3
 
 GREEDY = {"max_new_tokens": 24, "do_sample": False}
@@ -54,12 +55,13 @@ def test_twin_loads_without_remote_code_and_is_equal(modern, tokenizer, twin_fol
     assert twin.generate(**ids, **GREEDY).tolist() == modern.generate(**ids, **GREEDY).tolist()
 
 
-def test_the_trained_models_twin_by_the_command(trained_model, tokenizer, stories, tmp_path: Path):
-    command = [sys.executable, "-m", "training.export", "--to", "qwen3", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+def test_the_trained_models_twin_by_the_command(
+    trained_model, tokenizer, stories, run_command: Callable[..., str], tmp_path: Path
+):
+    run_command("training.export", "--to", "qwen3", tmp_path)
     twin = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    told = [f"{story} {other}"[:600] for story in stories for other in stories][:100]
-    assert len(told) == 100
+    told = [*stories, *(f"{other[:60]} {story}"[:160] for other in stories for story in stories)][:100]
+    assert len(set(told)) == 100
     for story in told:
         ids = tokenizer(story, return_tensors="pt")
         with torch.no_grad():
@@ -120,16 +122,15 @@ def assert_gguf_is(model: TinyStoryForCausalLM, tokenizer, stories: list[str], f
         assert 0 < (theirs - ours).norm() < 0.03 * ours.norm()
 
 
-def test_command_says_what_is_wrong(tmp_path: Path):
-    command = [sys.executable, "-m", "training.export", "--to", "qwen3"]
-    classic = ["--model", "modeling/classic"]
-    done = subprocess.run(
-        [*command, *classic, str(tmp_path / "x")], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 2 and "error: only the modern recipe" in done.stderr
+def test_command_says_what_is_wrong(run_command: Callable[..., str], capsys: pytest.CaptureFixture, tmp_path: Path):
     (tmp_path / "file").write_text("mine")
-    done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr == f"error: {tmp_path} is not empty\n"
+    for arguments, said in (
+        (["--model", "modeling/classic", tmp_path / "x"], "error: only the modern recipe"),
+        ([tmp_path], f"error: {tmp_path} is not empty"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            run_command("training.export", "--to", "qwen3", *arguments)
+        assert capsys.readouterr().err.splitlines()[-1].startswith(said)
 
 
 def test_stock_server_tells_the_same(modern, tokenizer, twin_folder):
@@ -164,15 +165,29 @@ def ask(url: str, body: dict, server: subprocess.Popen) -> dict:
             time.sleep(0.5)
 
 
-@pytest.mark.parametrize("recipe", ["modern", "trained_model", "classic_model"])
-def test_onnx_runtime_tells_the_same(recipe: str, request, tokenizer, tmp_path: Path):
-    model = request.getfixturevalue(recipe)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_onnx_runtime_tells_the_same(recipe: str, tokenizer, tmp_path: Path):
+    """With two layers, for exporting takes seconds a layer."""
+    shape = RECIPES[recipe] | {"vocab_size": len(tokenizer), "num_hidden_layers": 2}
+    model = TinyStoryForCausalLM(TinyStoryConfig(**shape)).eval()
+    large_init(model, std=0.3)
+    assert_onnx_is(model, tokenizer, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["trained_model", "classic_model"])
+def test_onnx_runtime_tells_the_same_with_trained_weights(name: str, request, tokenizer, tmp_path: Path):
+    assert_onnx_is(request.getfixturevalue(name), tokenizer, tmp_path)
+
+
+def assert_onnx_is(model: TinyStoryForCausalLM, tokenizer, folder: Path) -> None:
+    """ONNX Runtime, token by token with the cache, tells the same greedy text."""
     if Version(transformers.__version__) < Version("5.23"):
         with pytest.raises(ImportError, match=r"5\.23 or newer"):
-            export_onnx(model, tokenizer, tmp_path)
+            export_onnx(model, tokenizer, folder)
         return
-    export_onnx(model, tokenizer, tmp_path)
-    session = onnxruntime.InferenceSession(tmp_path / "decode.onnx", providers=["CPUExecutionProvider"])
+    export_onnx(model, tokenizer, folder)
+    session = onnxruntime.InferenceSession(folder / "decode.onnx", providers=["CPUExecutionProvider"])
     cache_inputs = [i for i in session.get_inputs() if "past_key_values" in i.name]
     ids = tokenizer("Once upon a time there was a", return_tensors="pt")["input_ids"]
     config = model.config

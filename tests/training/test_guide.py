@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import HUB_FOLDER, ROOT
 
 GUIDE = (ROOT / "docs/your_own_stories.md").read_text(encoding="utf-8")
+SHORT = ["--num_steps", "2", "--row_length", "128"]
 LOAD = """
 import sys
 from transformers import pipeline
@@ -42,7 +43,7 @@ def folder(tmp_path: Path, stories: list[str]) -> Path:
     for name in ("modeling", "training"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "stories").mkdir()
-    for number in range(4 * len(stories)):
+    for number in range(2 * len(stories)):
         text = f"{stories[number % len(stories)]}\n\nThis was story {number}."
         (tmp_path / "stories" / f"{number}.txt").write_text(text, encoding="utf-8")
     assert HUB_FOLDER.samefile(tmp_path / "modeling")
@@ -52,8 +53,8 @@ def folder(tmp_path: Path, stories: list[str]) -> Path:
 def test_from_a_folder_of_texts_to_a_told_story(folder: Path):
     launcher, *arguments = shlex.split(blocks("sh")[0].replace("\\\n", ""))
     assert launcher == "accelerate"
-    said = run([sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments, "--num_steps", "3"], folder)
-    assert "stories: 48 stories, one a file" in said and "46 stories to train on (2 of 48 left out" in said
+    said = run([sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments, *SHORT], folder)
+    assert "stories: 24 stories, one a file" in said and "23 stories to train on (1 of 24 left out" in said
     assert python(blocks("python")[0], folder).startswith("One day")
 
 

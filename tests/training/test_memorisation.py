@@ -1,11 +1,10 @@
 """The recited share equals what a plain search finds."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import ROOT, STORIES_FILE
+from tests.conftest import STORIES_FILE
 from training.memorisation import recited_share, window_hashes
 
 
@@ -34,10 +33,7 @@ def test_the_order_of_tokens_counts():
     assert len(window_hashes([1, 2], 3)) == 0
 
 
-def test_the_command_tells_how_much_is_recited():
-    command = [sys.executable, "-m", "training.evaluate", "recited", "--dataset", str(STORIES_FILE), "--count", "17"]
-    command += ["--training_dataset", str(STORIES_FILE)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    free, validation = done.stdout.splitlines()[-2:]
+def test_the_command_tells_how_much_is_recited(run_command: Callable[..., str]):
+    data = ["--dataset", STORIES_FILE, "--training_dataset", STORIES_FILE]
+    free, validation = run_command("training.evaluate", "recited", *data, "--count", 17).splitlines()[-2:]
     assert "17 free stories" in free and validation.startswith("100.00 %")  # here they are the training stories

@@ -3,8 +3,7 @@
 import json
 import random
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import yaml
 
 from modeling.request_tiny_story import bare_words, ends_with
-from tests.conftest import ROOT, STORIES_FILE
+from tests.conftest import STORIES_FILE
 from training.endings import BANDS
 from training.intervals import auc_interval, mean_interval, roc_auc, wilson
 from training.reading import agreement, in_bands, load_grades, tally, write_pair_sheets, write_sheets
@@ -233,22 +232,18 @@ def test_writers_that_make_no_sense_are_refused(tmp_path: Path, entries, message
         load_writers(path)
 
 
-def test_the_command_makes_sheets_and_tallies_them(tmp_path: Path, long_stories: Path):
+def test_the_command_makes_sheets_and_tallies_them(run_command: Callable[..., str], tmp_path: Path, long_stories: Path):
     writers = tmp_path / "writers.yaml"
     writers.write_text(yaml.safe_dump({"flagship": {"model": "modeling", "odd": 2}}))
-    base = [sys.executable, "-m", "training.evaluate", "read"]
-    make = ["make", "--dataset", str(long_stories), "--training_dataset", str(STORIES_FILE), "--real", "2"]
-    make += ["--writers", str(writers), "--output", str(tmp_path)]
-    done = subprocess.run(base + make, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
+    make = ["make", "--dataset", long_stories, "--training_dataset", STORIES_FILE, "--real", 2]
+    run_command("training.evaluate", "read", *make, "--writers", writers, "--output", tmp_path)
     entries = key_of(tmp_path)["entries"]
     starts = [entry["wish"]["start"] for entry in entries if entry["writer"] == "flagship"]
     assert sorted(starts) == ["Nobody", "Why"] and len(entries) == 4
     assert all(bare_words(entry["text"]) for entry in entries)
     fine = {"last_sentence_sensible": "y", "fits_story": "y", "grammar": 9, "consistency": 8, "plot": 5}
     grades = graded(tmp_path, [{"number": entry["number"], **fine} for entry in entries])
-    count = ["tally", "--key", str(tmp_path / "key" / "key.json"), "--grades", str(grades), "--grades", str(grades)]
-    done = subprocess.run(base + count, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "| flagship | odd start | 2 | 100 % (34-100) |" in done.stdout
-    assert "Agreement on 4: last_sentence_sensible 100 % equal" in done.stdout
+    count = ["tally", "--key", tmp_path / "key" / "key.json", "--grades", grades, "--grades", grades]
+    told = run_command("training.evaluate", "read", *count)
+    assert "| flagship | odd start | 2 | 100 % (34-100) |" in told
+    assert "Agreement on 4: last_sentence_sensible 100 % equal" in told

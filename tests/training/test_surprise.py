@@ -2,8 +2,7 @@
 
 import math
 import random
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -115,12 +114,12 @@ def test_shares_beyond_real_limits_are_counted():
     assert math.isclose(last(graded[2], "word"), 9.0)
 
 
-def test_the_command_checks_the_judge_and_measures_the_writers(tmp_path: Path, long_stories: Path):
+def test_the_command_checks_the_judge_and_measures_the_writers(
+    run_command: Callable[..., str], tmp_path: Path, long_stories: Path
+):
     writers = tmp_path / "writers.yaml"
     writers.write_text("flagship: {model: modeling, free: 2}\n")
-    command = [sys.executable, "-m", "training.evaluate", "surprise", "--dataset", str(long_stories), "--count", "6"]
-    command += ["--training_dataset", str(STORIES_FILE), "--writers", str(writers), "--max_words", "40"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    assert "Judges: modeling/classic; 6 real stories." in done.stdout
-    assert "| a word left out |" in done.stdout and "| flagship | free | 2 |" in done.stdout
+    arguments = ["--dataset", long_stories, "--count", 6, "--training_dataset", STORIES_FILE, "--writers", writers]
+    told = run_command("training.evaluate", "surprise", *arguments, "--max_words", 40)
+    assert "Judges: modeling/classic; 6 real stories." in told
+    assert "| a word left out |" in told and "| flagship | free | 2 |" in told

@@ -5,11 +5,9 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +31,7 @@ SETTINGS = {
     "model": json.dumps(TINY_MODEL), "row_length": 64, "batch_rows": 4, "micro_batch_rows": 2, "num_steps": 12,
     "warmup_steps": 2, "evaluate_every": 6, "save_every": 4, "mixed_precision": "no", "dropout": 0.1,
 }  # fmt: skip
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 def fields(run_dir: Path, **changes: object) -> list[str]:
@@ -51,14 +50,10 @@ def command(run_dir: Path, launch: str = "accelerate", **changes: object) -> lis
     return [sys.executable, "-m", *launcher, str(program), *fields(run_dir, **changes)]
 
 
-def train(
-    run_dir: Path, launch: str = "accelerate", preexec_fn: Callable[[], None] | None = None, **changes: object
-) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+def train(run_dir: Path, launch: str = "accelerate", **changes: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(run_dir, launch, **changes), capture_output=True, text=True, timeout=300, env=environment,
-        preexec_fn=preexec_fn,
-    )  # fmt: skip
+        command(run_dir, launch, **changes), capture_output=True, text=True, timeout=300, env=ENVIRONMENT
+    )
 
 
 def train_here(run_dir: Path, **changes: object) -> subprocess.CompletedProcess[str]:
@@ -112,17 +107,17 @@ def test_a_run_learns_and_leaves_everything(straight: Path):
 
 def test_a_killed_run_resumes_to_the_same_weights(straight: Path, tmp_path: Path, validation: Path):
     process = subprocess.Popen(
-        command(tmp_path, validation_dataset=validation), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        [sys.executable, ROOT / "training/train.py", *fields(tmp_path, validation_dataset=validation)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list_checkpoints(tmp_path / "checkpoints"):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not (tmp_path / "model").exists()
-    done = train(tmp_path, validation_dataset=validation)
+    done = train_here(tmp_path, validation_dataset=validation)
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stdout
     assert losses(tmp_path) == losses(straight)
@@ -153,29 +148,35 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, validation: Path) -> P
     return run_dir
 
 
-@pytest.mark.parametrize("launch", ["ddp", "fsdp2"])
-def test_two_processes_train_like_one(one_process: Path, tmp_path: Path, validation: Path, launch: str):
-    done = train(tmp_path, launch, validation_dataset=validation, dropout=0.0, num_steps=6)
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, validation: Path) -> Path:
+    run_dir = tmp_path_factory.mktemp(request.param)
+    done = train(run_dir, request.param, validation_dataset=validation, dropout=0.0, num_steps=6)
     assert done.returncode == 0, done.stderr
     assert "2 processes\n" in done.stdout
-    assert losses(tmp_path) == pytest.approx(losses(one_process), rel=1e-3)
+    return run_dir
+
+
+def test_two_processes_train_like_one(one_process: Path, two_processes: Path):
+    assert losses(two_processes) == pytest.approx(losses(one_process), rel=1e-3)
     ours, theirs = (
-        load_file(latest_checkpoint(run / "checkpoints") / "model.safetensors") for run in (tmp_path, one_process)
+        load_file(latest_checkpoint(run / "checkpoints") / "model.safetensors") for run in (two_processes, one_process)
     )
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():  # Muon orthogonalises in bf16, sums are in another order
         assert (ours[name] - expected).norm() < 0.1 * expected.norm() + 1e-4, name
 
 
-def test_a_sharded_run_goes_on_in_one_process(one_process: Path, tmp_path: Path, validation: Path):
-    changes = {"validation_dataset": validation, "dropout": 0.0, "num_steps": 6}
-    done = train(tmp_path, "fsdp2", **changes)
-    assert done.returncode == 0, done.stderr
-    shutil.rmtree(list_checkpoints(tmp_path / "checkpoints")[-1])  # as if it had been killed after update 4
-    done = train_here(tmp_path, **changes)
+def test_a_run_of_two_processes_goes_on_in_one(
+    one_process: Path, two_processes: Path, tmp_path: Path, validation: Path
+):
+    run_dir = tmp_path / two_processes.name
+    shutil.copytree(two_processes, run_dir)
+    shutil.rmtree(list_checkpoints(run_dir / "checkpoints")[-1])  # as if it had been killed after update 4
+    done = train_here(run_dir, validation_dataset=validation, dropout=0.0, num_steps=6)
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stdout and "1 process\n" in done.stdout
-    assert losses(tmp_path) == pytest.approx(losses(one_process), rel=1e-3)
+    assert losses(run_dir) == pytest.approx(losses(one_process), rel=1e-3)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(straight: Path, caplog: pytest.LogCaptureFixture):
@@ -223,8 +224,13 @@ def test_a_full_disk_stops_the_run_and_spoils_nothing(tmp_path: Path, validation
     older, newest = list_checkpoints(tmp_path / "checkpoints")
     shutil.rmtree(newest)
     limit = (older / "model.safetensors").stat().st_size + 1000  # room for the weights, not for the optimisers
-    done = train(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), **changes)
-    assert done.returncode != 0
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        done = train_here(tmp_path, **changes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "the checkpoint of update 8 could not be written" in done.stderr and "make room" in done.stderr
     assert list(tmp_path.glob("checkpoints/*")) == [older] and latest_checkpoint(tmp_path / "checkpoints") == older
     done = train_here(tmp_path, **changes)
