@@ -205,8 +205,8 @@ def _grow(
             closing.text = vocabulary.pieces[token] + closing.text
             drawn[number] = token
         growing = [number for number, token in enumerate(drawn) if token is not None]
-        if not growing:
-            break
+        if len(growing) <= len(closings) // 4:
+            break  # the longest ones begin where they best may
         logits = fork.step(drawn).numpy()
     for closing in closings:
         if closing.places:  # one that had not begun in time begins where it best may

@@ -18,7 +18,7 @@ from .story_tiny_story import vocabulary_of
 
 SEEDS = 2**31  # seeds drawn lie below
 CANDIDATE_SEEDS = 1_000_003  # from one candidate's seed to the next one's
-CLOSED = 4  # candidates that are closed, or a quarter of them: a closing takes as long as half a story
+CLOSED_SHARE = 4  # one candidate in so many, the likeliest, gets a closing: it takes as long as half a story
 CLOSING_SHARE = 0.015  # of a closing's cost, in a candidate's mean nats: what a reader minds most
 BATCH_SIZE = 16  # stories written side by side, unless the call says how many
 TEXTS = ("start", "continue_from")  # what the story begins with
@@ -54,9 +54,10 @@ class StoryGenerationPipeline(Pipeline):
             `story_details`).
 
     Returns:
-        {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "log_probability", "seed"}
-        and, if asked for, "details". num_searches are the times that a word or the ending did not come by itself,
-        log_probability is the mean of the tokens written, in nats. A list of them if num_stories is above 1; for a
+        {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "log_probability",
+        "score", "seed"} and, if asked for, "details". num_searches are the times that a word or the ending did not
+        come by itself, log_probability is the mean of the tokens written, in nats, score what candidates are chosen by:
+        the same, less what an unlikely closing sentence takes away. A list of them if num_stories is above 1; for a
         list, a list with the one or the other for each; for what comes one by one, an iterator that tells as it goes.
 
     Raises:
@@ -228,22 +229,22 @@ class StoryGenerationPipeline(Pipeline):
 
     def _best(self, candidates: list[Story], precision: Precision) -> Story:
         """The best of some candidates; only the likeliest of them are closed, where that is still to be done."""
-        hopeful = sorted(candidates, key=self._likelihood, reverse=True)[: max(CLOSED, len(candidates) // CLOSED)]
+        hopeful = sorted(candidates, key=self._score, reverse=True)[: max(1, len(candidates) // CLOSED_SHARE)]
         if still_open := [story for story in hopeful if story.finish_reason == "open"]:
             decoder = open_decoder(self.model, precision)
             with torch.inference_mode():
                 for story in still_open:
                     close_story(story, decoder, vocabulary_of(self.tokenizer, self.model.config.vocab_size))
-        return max(hopeful, key=self._likelihood)
+        return max(hopeful, key=self._score)
 
     @staticmethod
-    def _likelihood(story: Story) -> float:
-        """For the choice of a candidate: a story that reached its limit stands behind all that ended."""
+    def _score(story: Story) -> float:
+        """What candidates are chosen by: one that reached its limit stands behind all that ended."""
         cut_off = 1000.0 if story.finish_reason == "length" else 0.0
         return story.mean_log_probability - CLOSING_SHARE * story.closing_cost - cut_off
 
-    @staticmethod
-    def _result(story: Story) -> dict[str, Any]:
+    @classmethod
+    def _result(cls, story: Story) -> dict[str, Any]:
         return {
             "story": story.text,
             "start": story.request.start,
@@ -253,6 +254,7 @@ class StoryGenerationPipeline(Pipeline):
             "num_tokens": len(story.ids),
             "num_searches": story.searches,
             "log_probability": story.mean_log_probability,
+            "score": cls._score(story),
             "seed": story.request.seed,
         }
 

@@ -156,7 +156,7 @@ class StoryRequest:
     length: str | None = None
     stop_at_first: bool = False
     seed: int = 0
-    temperature: float = 0.8
+    temperature: float = 0.5
     top_p: float = 0.95
     dry_multiplier: float = 1.2
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from modeling import closing_tiny_story
 from modeling.closing_tiny_story import (
     BEGIN_ID,
     CLOSE_ID,
@@ -92,6 +93,41 @@ def test_a_word_to_include_is_brought_in_and_leaves_room(trained_model, vocabula
     tokens = bring_in(Target("kite", final=False), story, open_decoder(trained_model), vocabulary)
     told = TEXT + "".join(vocabulary.pieces[token] for token in tokens)
     assert includes(told, "kite") and count_words(told) <= count_words(TEXT) + 8
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("qualms", 'Lily learned a new word: "qualms."'),
+        ("qualms!", 'Lily learned a new word: "qualms!"'),
+        ("grim gruff", 'Lily learned some new words: "grim gruff."'),
+    ],
+)
+def test_a_word_without_a_use_is_named(trained_model, vocabulary, monkeypatch, words: str, named: str):
+    monkeypatch.setattr(closing_tiny_story, "NAMED", -np.inf)
+    monkeypatch.setattr(closing_tiny_story, "NAMINGS", closing_tiny_story.NAMINGS[:1])
+    text = TEXT + " Mom saw Lily. She was sad."
+
+    def closing(room: int) -> str:
+        story = a_story(vocabulary, text, end=words, max_words=count_words(text) + room)
+        tokens = bring_in(Target(words, final=True), story, open_decoder(trained_model), vocabulary)
+        told = "".join(vocabulary.pieces[token] for token in tokens)
+        assert ends_with(text + told, words) and closes_sentence(text + told) and count_words(told) <= room
+        return told
+
+    assert closing(20) == f" At the end of the day, {named}"
+    assert "learned" not in closing(8)  # no room for it
+
+
+@torch.inference_mode()
+def test_what_costs_too_much_is_left_out(trained_model, vocabulary):
+    story = a_story(vocabulary, end="happy")
+    decoder = open_decoder(trained_model)
+    assert bring_in(Target("tree", final=False, most=100.0), story, decoder, vocabulary)
+    before = story.log_probability
+    assert bring_in(Target("tree", final=False, most=-100.0), story, decoder, vocabulary) == []
+    assert story.log_probability == before
 
 
 def test_stops_and_spellings_that_may_end_a_story(vocabulary):

@@ -1,18 +1,29 @@
 """The story contract, through the pipeline and the trained model of this clone."""
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import Pipeline
 
-from modeling import closing_tiny_story
+from modeling import closing_tiny_story, generation_tiny_story, pipeline_tiny_story
 from modeling.control_tiny_story import LENGTHS, SPECIAL_TOKENS
-from modeling.generation_tiny_story import plan, write_stories
-from modeling.request_tiny_story import StoryRequest, bare_words, closes_sentence, count_words, ends_with, includes
+from modeling.generation_tiny_story import close_story, plan, write_stories
+from modeling.pipeline_tiny_story import StoryGenerationPipeline
+from modeling.request_tiny_story import (
+    BOUNDARY,
+    StoryRequest,
+    bare_words,
+    closes_sentence,
+    count_words,
+    ends_with,
+    includes,
+    quotes_after,
+)
 from modeling.sampling_tiny_story import DRY_ALLOWED
-from modeling.story_tiny_story import vocabulary_of
+from modeling.story_tiny_story import Story, vocabulary_of
 
 PAIRS = [
     ("She", "happy", 40), ("The dragon", "home", 60), ("one day, a boy named Zog", "volcano", 50),
@@ -31,7 +42,8 @@ def test_a_story_keeps_the_contract(tell: Pipeline, start: str, end: str, max_wo
     assert count_words(story) == result["num_words"] <= max_words
     assert result["finish_reason"] == "ending"
     assert set(result) == {
-        "story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "log_probability", "seed",
+        "story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "log_probability", "score",
+        "seed",
     }  # fmt: skip
 
 
@@ -132,6 +144,53 @@ def test_the_best_of_some_candidates_is_told(tell: Pipeline):
     assert len(two) == 2 and two[0]["seed"] % 1_000_003 == 5 and two[1]["seed"] % 1_000_003 == 6
 
 
+def test_only_the_likeliest_drafts_are_closed(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    """And they are closed as they would have been alone."""
+    closed: list[int] = []
+
+    def counted(story: Story, *arguments: Any) -> None:
+        closed.append(story.request.seed)
+        close_story(story, *arguments)
+
+    monkeypatch.setattr(pipeline_tiny_story, "close_story", counted)
+    wishes = {"end": "volcano", "max_words": 60, "seed": 2}
+    best = StoryGenerationPipeline(model=tell.model, tokenizer=tell.tokenizer)("The fox", num_candidates=12, **wishes)
+    assert 1 <= len(closed) <= 3 and best["finish_reason"] == "ending"
+    monkeypatch.undo()
+    assert tell("The fox", **wishes | {"seed": best["seed"]}) == best
+
+
+def test_a_rare_ending_is_told_of_before(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    """It stands in the story before its last sentence more often than without the care for it."""
+    wishes = [{"start": "Once upon a time", "end": end} for end in ("pocket", "treasure", "carrots", "kite") * 3]
+
+    def told_of() -> int:
+        stories = StoryGenerationPipeline(model=tell.model, tokenizer=tell.tokenizer)(wishes, max_words=120, seed=0)
+        texts = [story["story"] for story in stories]
+        assert all(ends_with(text, wish["end"]) for text, wish in zip(texts, wishes, strict=True))
+        return sum(includes(BOUNDARY.split(text)[0] + " ".join(BOUNDARY.split(text)[1:-1]), wish["end"])
+                   for text, wish in zip(texts, wishes, strict=True))  # fmt: skip
+
+    with_care = told_of()
+    monkeypatch.setattr(generation_tiny_story, "PLANT_TRIES", 0)
+    assert with_care > told_of()
+
+
+@pytest.mark.parametrize("start", ["Why", '"Stop', "Nobody", 'He said "yes', "One day"])
+def test_quotation_marks_are_opened_and_closed(tell: Pipeline, start: str):
+    """Also at a temperature at which the model forgets them."""
+    for story in tell(start, num_stories=6, max_words=100, temperature=1.3, seed=0):
+        text = story["story"]
+        assert quotes_after(text[: len(start)], text[len(start) :]) in (False, story["num_words"] > 90)
+
+
+def test_a_story_without_an_ending_stops_after_a_whole_sentence(tell: Pipeline):
+    stories = tell(["One day", "The little girl", "Tom and", "She"] * 12, max_words=45, seed=0)
+    cut_off = [story for story in stories if story["finish_reason"] == "length"]
+    assert len(cut_off) >= 8 and all(story["num_words"] > 30 for story in cut_off)
+    assert sum(closes_sentence(story["story"]) for story in cut_off) >= 0.75 * len(cut_off)
+
+
 def test_a_story_is_continued_to_a_new_ending(tell: Pipeline):
     first = tell("The fox", end="park", max_words=40, seed=5)
     second = tell(continue_from=first["story"], end="moon", max_words=80, seed=6)
@@ -146,9 +205,9 @@ def test_every_precision_keeps_the_contract(tell: Pipeline):
         batch = tell(["She", "The old dragon"], end="home", max_words=30, seed=3, precision=precision)
         alone = tell("The old dragon", end="home", max_words=30, seed=4, precision=precision)
         # Full precision's logits differ in their last bits between a batch and a single row.
-        told, likelihoods = batch[1], [result.pop("log_probability") for result in (batch[1], alone)]
-        assert told == alone and ends_with(alone["story"], "home")
-        assert likelihoods[0] == pytest.approx(likelihoods[1], abs=1e-4)
+        told, alone_too = ([result.pop(name) for name in ("log_probability", "score")] for result in (batch[1], alone))
+        assert batch[1] == alone and ends_with(alone["story"], "home")
+        assert told == pytest.approx(alone_too, abs=1e-4)
 
 
 def test_the_guard_against_loops_breaks_them(tell: Pipeline):

@@ -10,7 +10,7 @@ from transformers import Pipeline
 
 from modeling.control_tiny_story import ENDING, SPECIAL_TOKENS
 from modeling.generation_tiny_story import plan
-from modeling.request_tiny_story import StoryRequest, ends_with, keeps_capitals
+from modeling.request_tiny_story import PUNCTUATION, StoryRequest, ends_with, keeps_capitals, open_quote, quotes_after
 from modeling.story_tiny_story import Vocabulary, vocabulary_of
 
 HALVES = [character.encode()[:length] for character in "é’旽🐸" for length in range(len(character.encode()))]
@@ -117,8 +117,41 @@ def test_what_counts_as_the_readers_spelling(text: str, ending: str, kept: bool)
 
 @pytest.mark.parametrize("end", ["USA", "NASA", "HOME", "the big TV"])
 def test_an_ending_in_capitals_does_not_disturb_the_story(tell: Pipeline, end: str):
+    def bare(text: str) -> list[str]:
+        return [word.strip(PUNCTUATION) for word in text.split()]
+
     for story in tell("One day", end=end, num_stories=6, seed=3, max_words=60):
         text = story["story"].rstrip(".!?\"'")
-        assert text.endswith(f" {end}") and story["num_words"] <= 60
+        assert text.endswith((f" {end}", f' "{end}')) and story["num_words"] <= 60
         before = text.removesuffix(end)
-        assert not any(word.isupper() and len(word) > 2 for word in before.replace(end, "").split())
+        assert not any(word.isupper() and len(word) > 2 for word in bare(before.replace(end, "")))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "He ran.", "He said, ", 'He said, "', 'He said, "Go', 'He said, "Go.', 'Go."', "(", "a\n"]
+)
+def test_the_mask_of_misquotes_is_what_the_rule_says_of_each_piece(tokenizer, text: str):
+    vocabulary = vocabulary_of(tokenizer)
+    mask = vocabulary.misquotes(text)
+    for token, piece in enumerate(vocabulary.pieces):
+        if token == vocabulary.eos:
+            assert mask[token] == open_quote(text)
+        else:
+            assert mask[token] == (quotes_after(text, piece) is None), (text, piece)
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "is_open"),
+    [
+        ("", '"Go," he said.', False),
+        ('He said, "Go', '." She went.', False),
+        ("He said,", ' "Go', True),
+        ("Why do you cry", '?" he said.', None),  # closes what was not opened
+        ('"Go', ' "now".', None),  # opens within quotes
+        ('"Go', "\nHe went.", None),  # the paragraph leaves it open
+        ('"Go."', '\n"Stop."', False),
+        ("He read (", '"Go").', False),
+    ],
+)
+def test_where_quotation_marks_can_stand(text: str, more: str, is_open: bool | None):
+    assert quotes_after(text, more) is is_open
