@@ -20,8 +20,9 @@ from engine import Engine, chosen_model
 from inside import look_inside
 from keep import as_markdown, as_page, as_pdf, as_picture, as_text, file_name
 from share import to_link
+from streamlit.delta_generator import DeltaGenerator
 from tale import LENGTHS, MODELS, Tale, TaleError, sentences
-from wishes import EXAMPLES, put_in, surprise, wished
+from wishes import EXAMPLES, by_chance, wished
 
 SAVED = [
     ("Text", as_text, ".txt", "text/plain", "notes"),
@@ -41,16 +42,17 @@ def main() -> None:
         st.stop()
     desk = desk_of(st.session_state)
     ask_for_shared(desk, st.query_params)
-    write_wishes(desk)
-    line = st.empty()
-    tell_what_is_asked(desk, engine, lambda before: page.in_line(line, before))
-    line.empty()
-    desk.shelf.keep_in_browser(desk.session)  # with the story that was just told
-    if desk.problem:
-        page.notice(desk.problem)
-    if desk.news:
-        page.notice(desk.news, good=True)
+    message = write_wishes(desk)
+    tell_what_is_asked(desk, engine, lambda before: page.in_line(message, before))
+    message.empty()
     show_story(desk)
+    if desk.problem:
+        with st.container() if desk.below else message:
+            page.notice(desk.problem)
+    elif desk.news:
+        with message:
+            page.notice(desk.news, good=True)
+    desk.shelf.keep_in_browser(desk.session)  # with the story that was just told
     if desk.tale:
         with st.container(key="actions", horizontal=True):
             go_on(desk, desk.tale)
@@ -63,37 +65,43 @@ def main() -> None:
         if inside and (details := desk.details(engine, desk.tale)):
             look_inside(desk.tale, details, desk.drafts.get(desk.tale.key, []))
     show_shelf(desk)
-    st.html(page.FOOT)
+    page.foot(chosen_model()[0])
 
 
-def write_wishes(desk: Desk) -> None:
+def write_wishes(desk: Desk) -> DeltaGenerator:
+    """The fields and buttons by which a first story is asked for; a place for a message stands under them."""
     with st.container(key="examples", horizontal=True):
-        for name in EXAMPLES:
-            st.button(name, key=f"example {name}", on_click=put_in, args=(st.session_state, name))
-        st.button("Surprise me", key="surprise", icon=":material/casino:", on_click=surprise, args=(st.session_state,))
+        for name, words in EXAMPLES.items():
+            st.button(name, key=f"example {name}", on_click=ask_with, args=(desk, words))
+        st.button("Surprise me", key="surprise", icon=":material/casino:", on_click=lambda: ask_with(desk, by_chance()))
     with st.form("wishes", border=False):
         left, right = st.columns(2)
         left.text_input("The story starts with", "Once upon a time", max_chars=2000, key="start")
-        right.text_input(
-            "and ends with", "happy", max_chars=200, key="end",
-            help="A word or a short phrase. Leave it empty to let the model end where it likes.",
-        )  # fmt: skip
+        right.text_input("and ends with", "happy", max_chars=200, key="end", placeholder="wherever the story likes")
         left, right = st.columns(2)
         left.slider("Longest length, in words", 20, 300, 120, step=10, key="max_words")
         asked = right.form_submit_button(
             "Tell the story", type="primary", key="tell", icon=":material/auto_stories:", width="stretch"
         )
+        message = st.empty()
         with st.expander("More wishes", icon=":material/tune:"):
             more_wishes()
         if asked:
             ask(desk)
+    return message
+
+
+def ask_with(desk: Desk, words: dict[str, str]) -> None:
+    """Put an example's words, or some by chance, into the fields, and ask for their story."""
+    st.session_state.update(words)
+    ask(desk)
 
 
 def ask(desk: Desk) -> None:
     try:
         ask_first(desk, wished(st.session_state))
     except ValueError as problem:
-        desk.problem = f"This story cannot be told: {problem}."
+        desk.refuse(f"This story cannot be told: {problem}.")
 
 
 def more_wishes() -> None:
@@ -102,14 +110,20 @@ def more_wishes() -> None:
         help="Up to three, with commas between them; they come as they are or inflected.",
     )  # fmt: skip
     left, right = st.columns(2)
-    left.selectbox("Length", ["as it comes", *LENGTHS], key="length")
+    left.selectbox("Length", ["as it comes", *LENGTHS], key="length", filter_mode=None)
     right.selectbox(
-        "Model", MODELS, key="model", help="Modern is the better writer; classic the original architecture."
+        "Model",
+        MODELS,
+        key="model",
+        filter_mode=None,
+        help="Modern is the better writer; classic the original architecture.",
     )
+    left, right = st.columns(2)
     left.slider("Drafts the best is chosen from", 1, 8, 2, key="num_drafts")
     right.text_input(
         "Seed", key="seed", max_chars=12, placeholder="by chance", help="The same wishes and seed, the same story."
     )
+    left, right = st.columns(2)
     left.slider("Temperature", 0.0, 1.5, 0.8, step=0.05, key="temperature", help="Higher is bolder.")
     right.slider("Top-p", 0.5, 1.0, 0.95, step=0.01, key="top_p", help="Lower leaves unlikely words out.")
     st.checkbox(
@@ -130,8 +144,8 @@ def choose_sentence(desk: Desk) -> None:
     """A click on a sentence of the story opens "What if" there."""
     number = st.session_state["book"].sentence
     if desk.tale and isinstance(number, int) and 0 <= number < len(sentences(desk.tale.text)):
-        desk.chosen = number
-        st.session_state[f"from {desk.tale.key}"] = number
+        light(desk, number)
+        st.session_state[f"from {desk.tale.key}"] = number + 1
         st.session_state["branch"] = True
 
 
@@ -144,20 +158,30 @@ def go_on(desk: Desk, tale: Tale) -> None:
         st.text_input("The story goes on, and ends with", key="more_end", max_chars=200, placeholder="moon")
         st.slider("Words more, at most", 20, 200, 80, step=10, key="more_words")
         st.form_submit_button("Continue the story", type="primary", key="tell_more", on_click=more, args=(desk,))
-    with (
-        st.popover("What if …", icon=":material/call_split:", key="branch", on_change="rerun"),
-        st.form("what_if", border=False),
-    ):
-        spans = sentences(tale.text)
-        st.selectbox(
-            "From here on, tell it otherwise", range(len(spans)), key=f"from {tale.key}",
-            format_func=lambda number: shorten(tale.text[slice(*spans[number])]) if number < len(spans) else "",
-            help="A click on a sentence of the story chooses it, too.",
+    with st.popover("What if …", icon=":material/call_split:", key="branch", on_change="rerun"):
+        what_if(desk, tale)
+
+
+def what_if(desk: Desk, tale: Tale) -> None:
+    """The sentence that is chosen here, or by a click on it, is lit in the book."""
+    spans, chosen = sentences(tale.text), 1
+    if len(spans) > 1:
+        chosen = st.slider(
+            "It stays as it is up to sentence", 1, len(spans), key=f"from {tale.key}",
+            on_change=lambda: light(desk, st.session_state[f"from {tale.key}"] - 1),
         )  # fmt: skip
-        st.text_input("ending this time with", key="branch_end", max_chars=200, placeholder="the same ending")
+    page.line(tale.text[slice(*spans[chosen - 1])])
+    with st.form("what_if", border=False):
+        st.text_input(
+            "and then goes on otherwise, ending with", key="branch_end", max_chars=200, placeholder="the same ending"
+        )
         st.form_submit_button(
             "Tell it otherwise", type="primary", key="tell_branch", on_click=branch, args=(desk, tale)
         )
+
+
+def light(desk: Desk, sentence: int) -> None:
+    desk.chosen = sentence
 
 
 def more(desk: Desk) -> None:
@@ -166,7 +190,7 @@ def more(desk: Desk) -> None:
 
 
 def branch(desk: Desk, tale: Tale) -> None:
-    ask_what_if(desk, st.session_state[f"from {tale.key}"], st.session_state["branch_end"])
+    ask_what_if(desk, st.session_state.get(f"from {tale.key}", 1) - 1, st.session_state["branch_end"])
     st.session_state["branch"] = False
 
 
@@ -188,12 +212,12 @@ def compare(desk: Desk, tale: Tale) -> None:
     tales = {other.key: other for other in desk.shelf.latest_first()}
     keys = list(tales)
     before = desk.previous if desk.previous in tales else next(key for key in keys if key != tale.key)
-    sides = (("Left", before), ("Right", tale.key))
+    sides = (("First", before), ("Second", tale.key))
     for column, (side, first) in zip(st.columns(2), sides, strict=True):
         with column:
             chosen = st.selectbox(
                 side, keys, index=keys.index(first) if first in tales else 0, key=f"{side} {before} {tale.key}",
-                format_func=lambda key: shelf_line(tales[key]) if key in tales else "",
+                filter_mode=None, format_func=lambda key: shelf_line(tales[key]) if key in tales else "",
             )  # fmt: skip
             page.book(tales[chosen], side.lower())
             page.facts(tales[chosen])
@@ -236,10 +260,6 @@ def open_shelf(desk: Desk) -> None:
 def shelf_line(tale: Tale) -> str:
     ending = tale.text.split()[-1]
     return f"{tale.title} {ending}" if tale.num_words > 7 else tale.title
-
-
-def shorten(text: str) -> str:
-    return text if len(text) <= 70 else text[:68].rsplit(" ", 1)[0] + " …"
 
 
 main()

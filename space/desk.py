@@ -5,6 +5,7 @@ the desk until it is told, and what was told is laid there by plain assignments,
 in: a click while a story is being told neither loses it nor the wish for it.
 """
 
+import re
 import secrets
 import time
 from collections.abc import MutableMapping
@@ -15,11 +16,18 @@ from engine import Engine, EngineError, chosen_model
 from gentle import unfit
 from share import Shared, from_link
 from shelf import Shelf, today
-from tale import Step, Tale, TaleError, sentences
+from tale import MAX_STEPS, Step, Tale, TaleError, sentences
 from wishes import SEEDS, Wishes
 
 TRIES = 3  # times drafts are drawn until one has no word that is unfit for children
 MANY = 20  # stories whose drafts stay on the desk
+PLAIN_WORDS = (
+    (r"start must hold", "it needs a word or more to start with"),
+    (r"end must hold", "its ending needs at least one word; an empty field lets the model end where it likes"),
+    (r"include takes up to (\d+) words", r"up to \1 words can be included, each with a letter"),
+    (r"max_words is (\d+), but (.*) alone need (\d+)", r"\2 alone need \3 words, and the longest length is \1"),
+    (r"the start has \d+ tokens", "its start is too long; the model reads and writes some 700 words at most"),
+)  # the pipeline's messages, and what a reader is told
 TYPED_UNFIT = "Some of these words do not belong in a children’s story. Please choose others."
 TOLD_UNFIT = "The stories that came had words that do not belong in a children’s story. Please ask again."
 
@@ -46,14 +54,18 @@ class Desk:
     shelf: Shelf = field(default_factory=Shelf)
     asked: Asked | None = None
     problem: str | None = None
+    below: bool = False  # it was met under the tale, not in the first fields, and is said there
     news: str | None = None
     drafts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by key of the tale chosen among them
     known: dict[str, dict[str, Any]] = field(default_factory=dict)  # details, by key of the tale
     link: str | None = None  # the shared link that was opened
     shelf_problem: str | None = None  # with a file that was opened
 
-    def ask(self, asked: Asked) -> None:
-        self.asked, self.problem, self.news = asked, None, None
+    def ask(self, asked: Asked, below: bool = False) -> None:
+        self.asked, self.problem, self.below, self.news = asked, None, below, None
+
+    def refuse(self, problem: str, below: bool = False) -> None:
+        self.asked, self.problem, self.below, self.news = None, problem, below, None
 
     def open(self, tale: Tale, fresh: bool = False) -> None:
         if self.tale and self.tale.key != tale.key:
@@ -87,7 +99,7 @@ def ask_again(desk: Desk) -> None:
     step = replace(tale.steps[-1], seed=secrets.randbelow(SEEDS))
     drafts = max(1, len(desk.drafts.get(tale.key, [])))
     told = tale.text[: step.keep] if step.keep is not None else ""
-    desk.ask(Asked(told, tale.steps[:-1], (step,), tale.model, drafts))
+    desk.ask(Asked(told, tale.steps[:-1], (step,), tale.model, drafts), below=True)
 
 
 def ask_for_more(desk: Desk, end: str, words: int) -> None:
@@ -106,12 +118,18 @@ def ask_what_if(desk: Desk, sentence: int, end: str) -> None:
 def _go_on(desk: Desk, kept: str, end: str | None, words: int) -> None:
     tale = desk.tale
     assert tale
+    if len(tale.steps) == MAX_STEPS:
+        desk.refuse(
+            f"A story is told in {MAX_STEPS} parts at most, and this one has them. A new one can begin.", below=True
+        )
+        return
     last = tale.steps[-1]
     step = Step(
         start=None, keep=len(kept), end=end, max_words=len(kept.split()) + words, seed=secrets.randbelow(SEEDS),
         temperature=last.temperature, top_p=last.top_p,
     )  # fmt: skip
-    desk.ask(Asked(kept, tale.steps, (step,), tale.model, max(1, len(desk.drafts.get(tale.key, [])))))
+    drafts = max(1, len(desk.drafts.get(tale.key, [])))
+    desk.ask(Asked(kept, tale.steps, (step,), tale.model, drafts), below=True)
 
 
 def ask_for_shared(desk: Desk, query: MutableMapping[str, Any]) -> None:
@@ -123,7 +141,7 @@ def ask_for_shared(desk: Desk, query: MutableMapping[str, Any]) -> None:
     try:
         shared = from_link(link)
     except TaleError as problem:
-        desk.problem = f"This link cannot be opened: {problem}."
+        desk.refuse(f"This link cannot be opened: {problem}.")
         return
     desk.ask(Asked("", (), shared.steps, shared.model, shared=shared))
 
@@ -160,7 +178,10 @@ def tell_what_is_asked(desk: Desk, engine: Engine, on_place: Any = None) -> None
 
 def in_page_words(problem: ValueError) -> str:
     """The pipeline's message, as it is put to somebody who fills in a field."""
-    return str(problem).replace("None lets the model end by itself", "leave it empty to let the model end by itself")
+    for pattern, words in PLAIN_WORDS:
+        if found := re.match(pattern, str(problem), re.DOTALL):
+            return found.expand(words)
+    return str(problem)
 
 
 def _tell_asked(engine: Engine, asked: Asked, on_place: Any) -> tuple[Tale | None, list[dict[str, Any]] | None]:

@@ -21,8 +21,8 @@ def look_inside(tale: Tale, details: dict[str, Any], drafts: list[dict[str, Any]
         drafts: the pipeline's results among which the tale was chosen, the chosen one first.
     """
     words = details["words"]
-    st.markdown("**How sure was the model of each word?** The darker, the surer; rest on a word to see what else it "
-                "thought of.")  # fmt: skip
+    st.markdown("**How sure was the model of each word?** The deeper its colour, the surer. Rest on a word to see what "
+                "else it thought of.")  # fmt: skip
     st.html(shaded(words))
     origins = [origin for origin in ORIGINS if any(word["origin"] == origin for word in words)]
     st.html('<div class="key">' + "".join(f'<span class="{o}">{ORIGINS[o]}</span>' for o in origins) + "</div>")
@@ -111,7 +111,11 @@ def contest(drafts: list[dict[str, Any]]) -> altair.Chart:
         altair.Chart(altair.Data(values=rows), height=30 * len(rows) + 75)
         .mark_bar(cornerRadius=4)
         .encode(
-            x=altair.X("likelihood:Q", title="how likely a word was, in the (geometric) mean", axis={"format": "%"}),
+            x=altair.X(
+                "likelihood:Q",
+                title="how likely each word was, in the geometric mean",
+                axis=altair.Axis(format="%", tickCount=5),
+            ),
             y=altair.Y("draft:N", title=None, sort=None),
             color=altair.condition("datum.chosen", altair.value(COLOURS["planned"]), altair.value("#b9a58a")),
             tooltip=[altair.Tooltip("likelihood:Q", format=".1%"), altair.Tooltip("end:N", title="ends")],

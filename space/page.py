@@ -4,6 +4,7 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import streamlit as st
 from tale import Tale, sentences
@@ -22,10 +23,6 @@ def asset(name: str) -> str:
 
 STYLE = f"<style>{asset('page.css')}</style>"
 COVER = st.components.v2.component("story_cover", html=asset("cover.html"), isolate_styles=False)
-FOOT = """<footer class="foot"><p>Stories come from a model of 14 million parameters that has read nothing but short
-stories for small children. It makes things up, and at times loses its thread. Words that do not belong in a children’s
-story are kept out by a list; it cannot judge what a sentence means. Your words and stories are not stored here: the
-shelf is in your own browser.</p></footer>"""
 BOOK = st.components.v2.component(
     "story_book", html=asset("book.html"), css=asset("book.css"), js=asset("book.js"), isolate_styles=False
 )
@@ -35,6 +32,19 @@ def open_page() -> None:
     st.set_page_config(page_title="Tiny Story Generator", page_icon="📖", layout="centered")
     st.html(STYLE)
     COVER(key="cover")
+
+
+def foot(model_id: str) -> None:
+    """What the model is, what the page keeps, and where the model's own page is if it is on the Hub."""
+    hub = "" if Path(model_id).exists() else f"https://huggingface.co/{quote(model_id)}"
+    more = f'<p><a href="{hub}" target="_blank" rel="noopener">How the model works, and how good it is</a></p>'
+    st.html(
+        '<footer class="foot"><p>A small model writes these stories. It has 14 million parameters and has read nothing '
+        "but short stories for small children; it makes things up, and at times loses its thread.</p><p>Words that do "
+        "not belong in a children’s story are kept out by a list, which cannot judge what a sentence means.</p><p>Your "
+        "words and stories are not stored here: the shelf is in your own browser.</p>"
+        f"{more if hub else ''}</footer>"
+    )
 
 
 def notice(text: str, good: bool = False) -> None:

@@ -33,14 +33,9 @@ class Wishes:
     num_drafts: int
 
 
-def put_in(state: MutableMapping[Any, Any], example: str) -> None:
-    for name, value in EXAMPLES[example].items():
-        state[name] = value
-
-
-def surprise(state: MutableMapping[Any, Any]) -> None:
-    """A beginning and an end by chance, put into the fields."""
-    state["start"], state["end"], state["include"] = random.choice(BEGINNINGS), random.choice(ENDS), ""
+def by_chance() -> dict[str, str]:
+    """A beginning and an end, for the fields."""
+    return {"start": random.choice(BEGINNINGS), "end": random.choice(ENDS), "include": ""}
 
 
 def wished(state: MutableMapping[Any, Any]) -> Wishes:

@@ -43,6 +43,12 @@ function setStory(data) {
   return { article, words, duration: step * words.length + 400 }
 }
 
+// A small screen ends above the book: a story that was just told is brought into view, as far as it goes.
+function showWhole(book) {
+  const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth"
+  book.scrollIntoView({ behavior, block: "nearest" })
+}
+
 // The browser says where in the text it is; some voices never do: then the whole story stays unlit.
 function readAloud(words, buttons) {
   const synthesis = window.speechSynthesis
@@ -109,6 +115,7 @@ export default function (component) {
       }
     }
     page.replaceChildren(...(words.length ? [article] : []))
+    if (data.reveal) showWhole(parentElement.querySelector(".book"))
     tools.hidden = true
     const synthesis = window.speechSynthesis
     if (synthesis && data.aloud && words.length) {

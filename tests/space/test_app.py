@@ -52,7 +52,8 @@ def test_a_story_goes_on_and_is_told_otherwise():
     assert longer.text.startswith(first.text) and longer.text.rstrip(".!?\"'").lower().endswith("moon")
     assert [step.end for step in longer.steps] == ["home", "moon"]
 
-    page.selectbox(key=f"from {longer.key}").select_index(0)
+    page.slider(key=f"from {longer.key}").set_value(1).run()
+    assert desk(page).chosen == 0
     page.text_input(key="branch_end").input("sea")
     page.button(key="tell_branch").click().run()
     other = desk(page).tale
@@ -84,10 +85,10 @@ def test_without_an_ending_the_page_says_why_it_stopped():
 @pytest.mark.parametrize(
     ("start", "end", "message"),
     [
-        ("   ", "happy", "start must hold at least one word"),
-        ("She", "?!", "end must hold at least one word"),
-        ("word " * 30, "happy", "alone need 31"),
-        ("ab" * 1000, "happy", "room for"),
+        ("   ", "happy", "it needs a word or more to start with"),
+        ("She", "?!", "its ending needs at least one word"),
+        ("word " * 30, "happy", "alone need 31 words, and the longest length is 30"),
+        ("ab" * 1000, "happy", "its start is too long"),
         ("She", "shit", "do not belong in a children’s story"),
     ],
 )
