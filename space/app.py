@@ -7,6 +7,7 @@ import page
 import shelf
 import streamlit as st
 from desk import (
+    NUM_DRAFTS,
     Desk,
     ask_again,
     ask_first,
@@ -119,12 +120,12 @@ def more_wishes() -> None:
         help="Modern is the better writer; classic the original architecture.",
     )
     left, right = st.columns(2)
-    left.slider("Drafts the best is chosen from", 1, 8, 2, key="num_drafts")
+    left.select_slider("Drafts the best is chosen from", [1, 4, 8, NUM_DRAFTS, 16], NUM_DRAFTS, key="num_drafts")
     right.text_input(
         "Seed", key="seed", max_chars=12, placeholder="by chance", help="The same wishes and seed, the same story."
     )
     left, right = st.columns(2)
-    left.slider("Temperature", 0.0, 1.5, 0.8, step=0.05, key="temperature", help="Higher is bolder.")
+    left.slider("Temperature", 0.0, 1.5, 0.5, step=0.05, key="temperature", help="Higher is bolder.")
     right.slider("Top-p", 0.5, 1.0, 0.95, step=0.01, key="top_p", help="Lower leaves unlikely words out.")
     st.checkbox(
         "Stop where the ending is first written", key="stop_at_first", help="As the original did, in mid-sentence too."

@@ -20,6 +20,8 @@ from tale import MAX_STEPS, Step, Tale, TaleError, sentences
 from wishes import SEEDS, Wishes
 
 TRIES = 3  # times drafts are drawn until one has no word that is unfit for children
+NUM_DRAFTS = 12  # usually: as many as fit into half a second of one thread
+CANDIDATES = 4  # drafts of which the likeliest is closed and looked at further
 MANY = 20  # stories whose drafts stay on the desk
 PLAIN_WORDS = (
     (r"start must hold", "it needs a word or more to start with"),
@@ -81,6 +83,10 @@ class Desk:
             _forget(self.known)
         return self.known[tale.key] or None
 
+    def num_drafts(self, tale: Tale) -> int:
+        """How many drafts a tale was chosen among; the page's usual number if that is not known here."""
+        return CANDIDATES * len(self.drafts.get(tale.key, [])) or NUM_DRAFTS
+
 
 def desk_of(state: MutableMapping[Any, Any]) -> Desk:
     if "desk" not in state:
@@ -97,7 +103,7 @@ def ask_again(desk: Desk) -> None:
     tale = desk.tale
     assert tale
     step = replace(tale.steps[-1], seed=secrets.randbelow(SEEDS))
-    drafts = max(1, len(desk.drafts.get(tale.key, [])))
+    drafts = desk.num_drafts(tale)
     told = tale.text[: step.keep] if step.keep is not None else ""
     desk.ask(Asked(told, tale.steps[:-1], (step,), tale.model, drafts), below=True)
 
@@ -203,7 +209,7 @@ def _tell_asked(engine: Engine, asked: Asked, on_place: Any) -> tuple[Tale | Non
                 break
         else:
             return None, []
-        drafts = sorted(fit, key=lambda draft: (draft["finish_reason"] == "length", -draft["log_probability"]))
+        drafts = sorted(fit, key=lambda draft: (draft["finish_reason"] == "length", -draft["score"]))
         told, steps = drafts[0]["story"], (*steps, replace(step, seed=drafts[0]["seed"]))
     tale = Tale(
         text=told, steps=steps, model=asked.model, revision=chosen_model()[1] or "",
@@ -216,7 +222,9 @@ def _tell(
     engine: Engine, step: Step, told: str, model: str, num_drafts: int, on_place: Any = None, details: bool = False
 ) -> list[dict[str, Any]]:
     wishes = step.wishes(told) | ({"details": True} if details else {})
-    return engine.tell(wishes, num_drafts, on_place, "classic" if model == "classic" else "")
+    candidates = min(CANDIDATES, num_drafts)
+    wishes |= {"num_candidates": candidates}
+    return engine.tell(wishes, num_drafts // candidates, on_place, "classic" if model == "classic" else "")
 
 
 def _forget(known: dict[str, Any]) -> None:

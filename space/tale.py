@@ -32,7 +32,7 @@ class Step:
     include: tuple[str, ...] = ()
     length: str | None = None
     stop_at_first: bool = False
-    temperature: float = 0.8
+    temperature: float = 0.5
     top_p: float = 0.95
 
     def wishes(self, told: str) -> dict[str, Any]:
