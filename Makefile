@@ -68,6 +68,12 @@ compiler: ## find a C compiler for the C decoder's tests, or install one
 train: $(READY) ## train the modern recipe on TinyStories from the Hub
 	$(BIN)/accelerate launch training/train.py --config training/configs/modern.yaml
 
+# On a GPU give FLAGS what fills it, e.g. FLAGS="--compile true --micro_batch_rows 64 --batch_rows 64".
+flagship: $(READY) ## train two teachers, then the student that learns from both; goes on where it was stopped
+	for run in modern classic student; do \
+		$(BIN)/accelerate launch training/train.py --config training/configs/$$run.yaml $(FLAGS) || exit 1; \
+	done
+
 clean: ## remove the environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -86,4 +92,4 @@ $(READY): pyproject.toml $(CONSTRAINTS) $(APP_READY)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[train,evaluate,finetune,onnx,gguf,space,test]'
 	touch $@
 
-.PHONY: help app test test-all test-oldest conformance bench results lint chromium compiler train clean
+.PHONY: help app test test-all test-oldest conformance bench results lint chromium compiler train flagship clean

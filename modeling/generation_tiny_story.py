@@ -4,7 +4,8 @@
 before it as a control prefix, which the model was trained on. It is not left to chance either: `</sos>` is only taken
 after a sentence that closes on the ending, with every word to include told. Where the model would stop without them
 (late in a story, where it hints that it would) or the limit nears, `bring_in` has a sentence written backwards from the
-ending, or a clause from the word. Words are given out only when they are final, so a stream never takes anything back.
+ending, or a clause from the word. A rare ending is prepared: the story tells of its word early, if that can be done
+well. Words are given out only when they are final, so a stream never takes anything back.
 
 Every story draws from its own random numbers: it comes out the same alone or in a batch.
 """

@@ -18,8 +18,10 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing import event_accumulator
+from transformers import AutoTokenizer
 
 import training.train
+from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from tests.conftest import HUB_FOLDER, ROOT, STORIES_FILE
 from training.checkpoint import latest_checkpoint, list_checkpoints, load_state
 from training.config import TrainingConfig, parse_config, refuse_other_config
@@ -209,6 +211,31 @@ def test_a_run_with_wishes_learns_and_makes_a_model_that_plans(tmp_path: Path, v
     values = losses(tmp_path)
     assert values[-1] < values[0] - 0.5
     assert json.loads((tmp_path / "model" / "config.json").read_text())["control_prefix"] is True
+
+
+def test_a_run_with_teachers_comes_nearer_to_what_they_think(straight: Path, tmp_path: Path, validation: Path):
+    """Than a run that sees the same words and no teacher; and it goes on as it would have gone on."""
+    for name, changes in (("taught", {"teachers": straight / "model", "teachers_share": 1.0}), ("untaught", {})):
+        done = train_here(tmp_path / name, validation_dataset=validation, dropout=0.0, seed=1, **changes)
+        assert done.returncode == 0, done.stderr
+    tokenizer = AutoTokenizer.from_pretrained(HUB_FOLDER)
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("A hen had a hat. It was red.")["input_ids"]]])
+    with torch.inference_mode():
+        teacher, taught, untaught = (
+            TinyStoryForCausalLM.from_pretrained(run / "model")(ids).logits[0].log_softmax(-1)
+            for run in (straight, tmp_path / "taught", tmp_path / "untaught")
+        )
+    near, far = ((teacher.exp() * (teacher - student)).sum(-1).mean() for student in (taught, untaught))
+    assert near < 0.9 * far
+
+    shutil.rmtree(list_checkpoints(tmp_path / "taught/checkpoints")[-1])
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "taught", again, ignore=shutil.ignore_patterns("model", "metrics.jsonl"))
+    changes = {"teachers": straight / "model", "teachers_share": 1.0}
+    done = train_here(again, validation_dataset=validation, dropout=0.0, seed=1, **changes)
+    assert done.returncode == 0 and "going on from" in done.stdout
+    ours, theirs = (load_file(run / "model/model.safetensors") for run in (again, tmp_path / "taught"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, validation: Path):
