@@ -116,7 +116,7 @@ def contest(drafts: list[dict[str, Any]]) -> altair.Chart:
         .encode(
             x=altair.X(
                 "likelihood:Q",
-                title="how likely each word was, in the geometric mean",
+                title="how likely a word was (geometric mean)",
                 axis=altair.Axis(format="%", tickCount=5),
             ),
             y=altair.Y("draft:N", title=None, sort=None),
