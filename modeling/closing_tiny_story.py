@@ -38,9 +38,9 @@ from .story_tiny_story import Story, Vocabulary
 
 CLOSE_ID, BEGIN_ID = SPECIAL_TOKENS.index(CLOSE), SPECIAL_TOKENS.index(BEGIN)
 ROUNDS = (8, 16)  # closings written; those of the second round only if none of the first will do
-ENOUGH = 8.0  # a closing of at most this cost will do
-HOPELESS = 28.0  # cost from which on more of them are not tried
-NAMED = 14.0  # cost from which on a closing is hardly ever English: the word is then named instead
+ENOUGH = 14.0  # a closing of at most this cost will do
+HOPELESS = 45.0  # cost from which on more of them are not tried
+NAMED = 19.0  # cost from which on a closing is hardly ever English: the word is then named instead
 NAMINGS = (  # "who" is the one the story is about
     'At the end of the day, {who} learned a new word: "{words}"',
     'That night, {who} learned to spell a new word: "{words}"',
@@ -52,6 +52,7 @@ TEMPERATURE, TOP_P = 0.9, 0.95  # they are sampled at
 STOPS = (".", "!", "?", '."', '!"', '?"')
 STOP_TEMPERATURE = 2.0  # stops and spellings are tried by their likelihood, flattened: the words before them decide
 TOKEN_NATS = 1.3  # a token's usual cost: a closing is not better for being short
+CREDIT = 0.2  # nats below it that count at most: no run of likely words makes up for a wrong one
 SURPRISE = 6.0  # nats of a token from which on its cost counts twice
 CAPITAL_COST = 5.0  # nats by which a capital that the reader did not type must be likelier
 SAID_COST = 50.0  # nats, of a sentence that the story holds already, and of a word that stands twice in a row
@@ -269,5 +270,5 @@ def _cost(closing: _Closing, forward: np.ndarray, target: Target, story: Story, 
 
 
 def _beyond_usual(costs: np.ndarray) -> float:
-    """Nats of some tokens beyond what as many usually cost; great surprises count twice."""
-    return float((costs - TOKEN_NATS).sum() + np.maximum(costs - SURPRISE, 0).sum())
+    """Nats of some tokens beyond what as many usually cost; great surprises count twice, likely tokens hardly."""
+    return float(np.maximum(costs - TOKEN_NATS, -CREDIT).sum() + np.maximum(costs - SURPRISE, 0).sum())

@@ -44,7 +44,7 @@ COOLING = 0.5  # of the reader's temperature
 COMMON_TOKENS = 1000  # the plan alone knows what to do with these
 PLANT_TRIES = 2
 PLANT_WORDS, PLANT_LATEST = 8, 0.4  # told at least, and of the words there are to write at most
-PLANT_COST = 12.0  # of `bring_in`; dearer is hardly ever English
+PLANT_COST = 22.0  # of `bring_in`; dearer is hardly ever English
 SENTENCE_WORDS = 12  # a whole sentence that fewer words could follow is a better place to stop than a word
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
 

@@ -18,8 +18,8 @@ from .story_tiny_story import vocabulary_of
 
 SEEDS = 2**31  # seeds drawn lie below
 CANDIDATE_SEEDS = 1_000_003  # from one candidate's seed to the next one's
-CLOSED_SHARE = 4  # one candidate in so many, the likeliest, gets a closing: it takes as long as half a story
-CLOSING_SHARE = 0.015  # of a closing's cost, in a candidate's mean nats: what a reader minds most
+CLOSED_SHARE = 2  # one candidate in so many, the likeliest, gets a closing: it takes as long as half a story
+CLOSING_SHARE = 0.02  # of a closing's cost, in a candidate's mean nats: what a reader minds most
 BATCH_SIZE = 16  # stories written side by side, unless the call says how many
 TEXTS = ("start", "continue_from")  # what the story begins with
 WISHES = tuple(name for name in StoryRequest.__dataclass_fields__ if name not in ("start", "seed"))

@@ -38,7 +38,7 @@ class Story:
     plants: int = 0  # times its ending's word may still be tried early in the story
     closed_at: int | None = None  # characters before the closing that was written backwards, if one was
     log_probability: float = 0.0  # of the tokens written, in nats; of what a search chose, its score
-    closing_cost: float = 0.0  # of a closing that was written backwards, in nats beyond the usual (`bring_in`)
+    closing_cost: float = 8.0  # nats of its ending beyond the usual (`bring_in`); one that came by itself costs little
     whole_word: bool = False  # the text ends on a word that must not be lengthened to another one
     pending: list[int] = field(default_factory=list)  # tokens a search has settled, still to be written
     given: int = 0  # characters already given out
