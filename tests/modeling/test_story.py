@@ -10,7 +10,7 @@ from transformers import Pipeline
 
 from modeling import closing_tiny_story, generation_tiny_story, pipeline_tiny_story
 from modeling.control_tiny_story import LENGTHS, SPECIAL_TOKENS
-from modeling.generation_tiny_story import close_story, plan, write_stories
+from modeling.generation_tiny_story import SENTENCE_WORDS, close_story, plan, write_stories
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
 from modeling.request_tiny_story import (
     BOUNDARY,
@@ -155,7 +155,7 @@ def test_only_the_likeliest_drafts_are_closed(tell: Pipeline, monkeypatch: pytes
     monkeypatch.setattr(pipeline_tiny_story, "close_story", counted)
     wishes = {"end": "volcano", "max_words": 60, "seed": 2}
     best = StoryGenerationPipeline(model=tell.model, tokenizer=tell.tokenizer)("The fox", num_candidates=12, **wishes)
-    assert 1 <= len(closed) <= 3 and best["finish_reason"] == "ending"
+    assert 1 <= len(closed) <= 6 and best["finish_reason"] == "ending"
     monkeypatch.undo()
     assert tell("The fox", **wishes | {"seed": best["seed"]}) == best
 
@@ -275,7 +275,7 @@ def test_without_an_ending_the_model_ends_or_the_limit_comes(tell: Pipeline, end
     for result in results:
         assert result["end"] is None and "<" not in result["story"]
         assert result["num_words"] <= 150
-        assert (result["num_words"] == 150) == (result["finish_reason"] == "length") or result["num_words"] == 150
+        assert result["finish_reason"] == "eos" or result["num_words"] >= 150 - SENTENCE_WORDS
     assert tell("Once upon a time", end=end, max_words=9, seed=1)["num_words"] == 9
 
 
