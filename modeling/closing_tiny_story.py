@@ -24,6 +24,7 @@ import numpy as np
 from .control_tiny_story import BEGIN, CLOSE, SPECIAL_TOKENS
 from .decoder_tiny_story import Decoder
 from .request_tiny_story import (
+    BOUNDARY,
     PUNCTUATION,
     SENTENCE_END,
     closes_sentence,
@@ -124,6 +125,30 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
     story.log_probability -= best[2]
     story.closing_cost = max(0.0, best[0]) if target.final else 0.0
     return best[1]
+
+
+def ending_cost(story: Story, decoder: Decoder, vocabulary: Vocabulary) -> float:
+    """What the last sentence of a story that came to its ending by itself costs, as a closing's cost is counted."""
+    begin = max((match.end() for match in BOUNDARY.finditer(story.text)), default=0)
+    begin, end = (
+        _token_at(place, story, vocabulary) for place in (begin, len(story.text) - len(story.request.end or "") - 1)
+    )
+    reader = decoder.fresh()
+    logits = reader.start([[vocabulary.bos, *story.ids[:begin]]]).numpy()[0]
+    forward = _reread([tuple(story.ids[begin:])], True, reader, logits, vocabulary)[0]
+    turned = [CLOSE_ID, vocabulary.eos, *reversed(story.ids[begin:]), BEGIN_ID]
+    read = log_softmax(reader.fork([0], room=len(turned)).extend([turned]).numpy()[0])
+    backward = -read[np.arange(len(turned) - 1), turned[1:]][len(story.ids) - end + 1 :]
+    return _beyond_usual(np.concatenate((forward, backward)))
+
+
+def _token_at(place: int, story: Story, vocabulary: Vocabulary) -> int:
+    """The token of a story in which a character stands, counted from its end as its pieces are long."""
+    at, left = len(story.ids), len(story.text)
+    while at > 0 and left > place:
+        at -= 1
+        left -= len(vocabulary.pieces[story.ids[at]])
+    return at
 
 
 def _ends(target: Target, story: Story) -> list[str]:

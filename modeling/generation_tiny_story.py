@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .closing_tiny_story import LEAD_TOKENS, Target, bring_in
-from .control_tiny_story import NAMED_LENGTHS, control_prefix, fitting_bucket
+from .control_tiny_story import MAX_INCLUDE, NAMED_LENGTHS, control_prefix, fitting_bucket
 from .decoder_tiny_story import Decoder, Precision, open_decoder
 from .request_tiny_story import (
     PUNCTUATION,
@@ -78,7 +78,7 @@ def write_stories(
     for request in requests:
         prefix, ids, limit = plan(request, vocabulary, model.config)
         stories.append(Story(request, ids, request.start, Random(request.seed), whole_word=request.start[-1].isalnum()))
-        stories[-1].plants = PLANT_TRIES if _is_rare(request.planned_end, vocabulary) else 0
+        stories[-1].plants = PLANT_TRIES if _is_rare(_word_ids(request.planned_end, vocabulary)) else 0
         prompts.append([*prefix, tokenizer.bos_token_id, *ids])
         limits.append(limit)
     for index, story in enumerate(stories):
@@ -122,7 +122,11 @@ def plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig
         buckets = [fitting_bucket(request.max_words, waits), NAMED_LENGTHS.get(request.length)]
         bucket = min((bucket for bucket in buckets if bucket), default=None)
         include = [vocabulary.at_home(word) for word in request.include]
-        prefix = control_prefix(vocabulary.encode, ending and vocabulary.at_home(ending), bucket, include)
+        at_home = ending and vocabulary.at_home(ending)
+        if at_home and len(_word_ids(ending, vocabulary)) > 1 and len(include) < MAX_INCLUDE:
+            # A word that hardly ever ends a story: a model asked to end on it does so, sense or no sense.
+            include, at_home = [*include, at_home], None
+        prefix = control_prefix(vocabulary.encode, at_home, bucket, include)
     wanted = [*request.include, *([ending] if ending else [])]
     reserve = sum(LEAD_TOKENS + 12 + len(vocabulary.encode(f" {words}")) for words in wanted or [""])
     limit = config.max_position_embeddings - 1 - len(prefix) - reserve
@@ -201,13 +205,17 @@ def _closes_soon(story: Story) -> bool:
     return bool(request.planned_end) and story.words_left <= LATE * (request.max_words - story.words_given)
 
 
-def _is_rare(ending: str | None, vocabulary: Vocabulary) -> bool:
-    """Whether the ending is one word that is not among the commonest tokens; byte pairs are numbered as they were
-    merged, the commonest first."""
+def _word_ids(ending: str | None, vocabulary: Vocabulary) -> list[int]:
+    """Tokens of an ending that is one word, as the training stories would spell it; none of a phrase, or no ending."""
     if not ending or count_words(ending) > 1:
-        return False
-    ids = vocabulary.encode(f" {vocabulary.at_home(ending).rstrip(PUNCTUATION)}")
-    return len(ids) > 1 or ids[0] >= COMMON_TOKENS
+        return []
+    return vocabulary.encode(f" {vocabulary.at_home(ending).rstrip(PUNCTUATION)}")
+
+
+def _is_rare(ids: list[int]) -> bool:
+    """Whether a word is not among the commonest tokens; byte pairs are numbered as they were merged, the commonest
+    first."""
+    return len(ids) > 1 or (len(ids) == 1 and ids[0] >= COMMON_TOKENS)
 
 
 def _may_plant(story: Story) -> bool:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .closing_tiny_story import ending_cost
 from .decoder_tiny_story import Precision, open_decoder
 from .details_tiny_story import story_details
 from .generation_tiny_story import Story, close_story, plan, write_stories
@@ -230,11 +231,15 @@ class StoryGenerationPipeline(Pipeline):
     def _best(self, candidates: list[Story], precision: Precision) -> Story:
         """The best of some candidates; only the likeliest of them are closed, where that is still to be done."""
         hopeful = sorted(candidates, key=self._score, reverse=True)[: max(1, len(candidates) // CLOSED_SHARE)]
-        if still_open := [story for story in hopeful if story.finish_reason == "open"]:
+        if len(candidates) > 1 and candidates[0].request.planned_end:
             decoder = open_decoder(self.model, precision)
+            vocabulary = vocabulary_of(self.tokenizer, self.model.config.vocab_size)
             with torch.inference_mode():
-                for story in still_open:
-                    close_story(story, decoder, vocabulary_of(self.tokenizer, self.model.config.vocab_size))
+                for story in hopeful:
+                    if story.finish_reason == "open":
+                        close_story(story, decoder, vocabulary)
+                    elif story.finish_reason == "ending":
+                        story.closing_cost = ending_cost(story, decoder, vocabulary)
         return max(hopeful, key=self._score)
 
     @staticmethod
