@@ -12,6 +12,7 @@ from modeling.closing_tiny_story import (
     CLOSE_ID,
     LEAD_TOKENS,
     Target,
+    _beyond_usual,
     _Closing,
     _ends,
     _fits,
@@ -20,6 +21,7 @@ from modeling.closing_tiny_story import (
     _reread,
     _spread,
     bring_in,
+    ending_cost,
 )
 from modeling.decoder_tiny_story import open_decoder
 from modeling.generation_tiny_story import COOLING, HINT, _draw, _judge
@@ -118,6 +120,22 @@ def test_a_word_without_a_use_is_named(trained_model, vocabulary, monkeypatch, w
 
     assert closing(20) == f" At the end of the day, {named}"
     assert "learned" not in closing(8)  # no room for it
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("words", ["friends", "park", "every day"])
+def test_an_ending_costs_the_same_however_it_came(trained_model, vocabulary, words: str):
+    """A closing sentence that was written backwards, against the same sentence in a story that holds it already."""
+    text = TEXT + " They played on the swings."
+    story, decoder = a_story(vocabulary, text, end=words), open_decoder(trained_model)
+    for token in bring_in(Target(words, final=True), story, decoder, vocabulary):
+        story.write(token, vocabulary)
+    assert ending_cost(story, decoder, vocabulary) == pytest.approx(story.closing_cost, abs=0.05)
+
+
+def test_likely_tokens_do_not_make_up_for_a_wrong_one():
+    sound, wrong = np.array([2.0, 1.0, 3.0, 1.5]), np.array([*[0.01] * 20, 9.0])
+    assert _beyond_usual(wrong) > _beyond_usual(sound)
 
 
 @torch.inference_mode()
