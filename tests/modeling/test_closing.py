@@ -101,9 +101,9 @@ def test_a_word_to_include_is_brought_in_and_leaves_room(trained_model, vocabula
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("qualms", 'Lily learned a new word: "qualms."'),
-        ("qualms!", 'Lily learned a new word: "qualms!"'),
-        ("grim gruff", 'Lily learned some new words: "grim gruff."'),
+        ("qualms", 'Lily took a pencil and wrote: "qualms."'),
+        ("qualms!", 'Lily took a pencil and wrote: "qualms!"'),
+        ("grim gruff", 'Lily took a pencil and wrote: "grim gruff."'),
     ],
 )
 def test_a_word_without_a_use_is_named(trained_model, vocabulary, monkeypatch, words: str, named: str):
@@ -119,7 +119,7 @@ def test_a_word_without_a_use_is_named(trained_model, vocabulary, monkeypatch, w
         return told
 
     assert closing(20) == f" At the end of the day, {named}"
-    assert "learned" not in closing(8)  # no room for it
+    assert "pencil" not in closing(8)  # no room for it
 
 
 @torch.inference_mode()
