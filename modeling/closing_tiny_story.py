@@ -43,9 +43,9 @@ ENOUGH = 14.0  # a closing of at most this cost will do
 HOPELESS = 45.0  # cost from which on more of them are not tried
 NAMED = 19.0  # cost from which on a closing is hardly ever English: the word is then named instead
 NAMINGS = (  # "who" is the one the story is about
-    'At the end of the day, {who} took a pencil and wrote: "{words}"',
-    'That night, {who} wrote in a little book: "{words}"',
-    'And {who} wrote in the sand: "{words}"',
+    'At the end of the day, {who} learned a new word: "{word}"',
+    'That night, {who} learned to spell a new word: "{word}"',
+    'And {who} learned a new word that day: "{word}"',
 )
 NAME = re.compile(r"(?<=[a-z,] )(?!Mom|Dad|Mum|Mr|Mrs|I\b)[A-Z][a-z]+\b")
 LEAD_TOKENS = 32  # before the reader's words, at most
@@ -258,15 +258,14 @@ def _fits(closing: _Closing, target: Target, story: Story) -> bool:
 
 
 def _namings(target: Target, story: Story) -> list[str]:
-    """Sentences in which somebody writes the ending down, for words that the model knows no use of: any word, name or
-    phrase can be written."""
+    """Sentences that name the ending, if it is one word, for words that the model knows no use of."""
     typed = target.words.rstrip(PUNCTUATION)
-    words = typed + (target.words[len(typed) :] or ".")
+    word = typed + (target.words[len(typed) :] or ".")
+    if count_words(typed) > 1 or '"' in word or not closes_sentence(story.text):
+        return []
     names = Counter(NAME.findall(story.text))
     who = max(names, key=names.__getitem__, default="everyone")
-    texts = [f" {naming.format(who=who, words=words)}" for naming in NAMINGS]
-    if '"' in words or not closes_sentence(story.text):
-        return []
+    texts = [f" {naming.format(who=who, word=word)}" for naming in NAMINGS]
     return [text for text in texts if count_words(text) <= story.words_left and closes_sentence(text)]
 
 

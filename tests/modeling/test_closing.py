@@ -101,12 +101,12 @@ def test_a_word_to_include_is_brought_in_and_leaves_room(trained_model, vocabula
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("qualms", 'Lily took a pencil and wrote: "qualms."'),
-        ("qualms!", 'Lily took a pencil and wrote: "qualms!"'),
-        ("grim gruff", 'Lily took a pencil and wrote: "grim gruff."'),
+        ("qualms", 'Lily learned a new word: "qualms."'),
+        ("qualms!", 'Lily learned a new word: "qualms!"'),
+        ("grim gruff", None),  # a phrase is not a word
     ],
 )
-def test_a_word_without_a_use_is_named(trained_model, vocabulary, monkeypatch, words: str, named: str):
+def test_a_word_without_a_use_is_named(trained_model, vocabulary, monkeypatch, words: str, named: str | None):
     monkeypatch.setattr(closing_tiny_story, "NAMED", -np.inf)
     monkeypatch.setattr(closing_tiny_story, "NAMINGS", closing_tiny_story.NAMINGS[:1])
     text = TEXT + " Mom saw Lily. She was sad."
@@ -118,8 +118,8 @@ def test_a_word_without_a_use_is_named(trained_model, vocabulary, monkeypatch, w
         assert ends_with(text + told, words) and closes_sentence(text + told) and count_words(told) <= room
         return told
 
-    assert closing(20) == f" At the end of the day, {named}"
-    assert "pencil" not in closing(8)  # no room for it
+    assert closing(20) == f" At the end of the day, {named}" if named else "learned" not in closing(20)
+    assert "learned" not in closing(8)  # no room for it
 
 
 @torch.inference_mode()
