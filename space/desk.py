@@ -21,6 +21,7 @@ from wishes import SEEDS, Wishes
 
 TRIES = 3  # times drafts are drawn until one has no word that is unfit for children
 NUM_DRAFTS = 12  # usually: as many as fit into half a second of one thread
+MANY_READERS = 4  # in line: from then on each gets one draft
 CANDIDATES = 4  # drafts of which the likeliest is closed and looked at further
 MANY = 20  # stories whose drafts stay on the desk
 PLAIN_WORDS = (
@@ -222,6 +223,8 @@ def _tell(
     engine: Engine, step: Step, told: str, model: str, num_drafts: int, on_place: Any = None, details: bool = False
 ) -> list[dict[str, Any]]:
     wishes = step.wishes(told) | ({"details": True} if details else {})
+    if engine.readers:  # fewer drafts for all are better than a long line
+        num_drafts = 1 if engine.readers > MANY_READERS else min(CANDIDATES, num_drafts)
     candidates = min(CANDIDATES, num_drafts)
     wishes |= {"num_candidates": candidates}
     return engine.tell(wishes, num_drafts // candidates, on_place, "classic" if model == "classic" else "")

@@ -56,6 +56,9 @@ def page(address: str, browser: Browser) -> Iterator[Page]:
     page.add_init_script(VOICE)
     page.goto(address)
     page.get_by_text("Your shelf: 0 stories").wait_for()
+    # Parts that are loaded later must stand there before a walk around the page begins.
+    page.get_by_role("textbox", name="and ends with").wait_for()
+    page.get_by_role("slider", name="Longest length, in words").wait_for()
     yield page
     page.context.close()
 

@@ -115,6 +115,24 @@ def test_a_draft_with_an_unfit_word_is_never_shown(monkeypatch: pytest.MonkeyPat
     assert len(told) == 2 and desk(page).tale.text == told[1]
 
 
+def test_a_long_line_makes_for_fewer_drafts(monkeypatch: pytest.MonkeyPatch):
+    page = open_page()
+    import engine  # the page has put its folder on the path
+
+    asked: list[int] = []
+    tell = engine.Engine.tell
+
+    def counted(self, wishes: dict, num_drafts: int = 1, *arguments: object) -> list[dict]:
+        asked.append(num_drafts * wishes["num_candidates"])
+        return tell(self, wishes, num_drafts, *arguments)
+
+    monkeypatch.setattr(engine.Engine, "tell", counted)
+    for readers in (0, 1, 4, 5):
+        monkeypatch.setattr(engine.Engine, "readers", readers)
+        page = ask(page, "The little fox", "home", seed="3")
+    assert asked == [12, 4, 4, 1]
+
+
 def test_a_wrong_seed_is_said():
     page = ask(open_page(), "She", "home", seed="seven")
     assert "a seed is a whole number" in desk(page).problem and desk(page).tale is None
