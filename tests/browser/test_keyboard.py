@@ -176,7 +176,7 @@ def test_tab_reaches_all_in_order_seen_and_without_a_trap(page: Page):
                 press(page, name, "Space")
             page.get_by_test_id("version").nth(1).wait_for()
             page.locator(".told").wait_for()
-            page.wait_for_timeout(1500)
+        page.wait_for_timeout(3000)  # until nothing is drawn anew: the walk counts elements
         forwards = stops(page)
         numbers = [stop["number"] for stop in forwards]
         assert numbers == sorted(numbers), [stop["name"] for stop in forwards]
