@@ -96,7 +96,7 @@ def faults(page: Page) -> dict[int, list[str]]:
     return {width: wrong for width, wrong in found.items() if wrong}
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_every_width_shows_all(address: str, browser: Browser, scheme: str):
     page = visit(browser, address, color_scheme=scheme, reduced_motion="reduce")
     page.get_by_text("Your shelf: 0 stories").wait_for()

@@ -58,6 +58,7 @@ def test_from_a_folder_of_texts_to_a_told_story(folder: Path):
     assert python(blocks("python")[0], folder).startswith("One day")
 
 
+@pytest.mark.slow  # tests/modeling/test_copies.py saves and loads an adapter, too
 def test_peft(folder: Path):
     program = "\n".join([*blocks("python")[1:], "import json", "print(json.dumps(trainer.state.log_history))"])
     *told, log = python(program, folder).splitlines()

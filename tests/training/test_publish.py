@@ -58,6 +58,7 @@ def tell(hub: Hub, home: Path, revision: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow  # tests/modeling/test_copies.py pushes and loads, too
 def test_round_trip(hub: Hub, tmp_path: Path):
     done = publish(hub, tmp_path, "--space", "--tag", "v0.1.0")
     assert done.returncode == 0, done.stderr
