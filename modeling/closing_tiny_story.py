@@ -265,7 +265,8 @@ def _namings(target: Target, story: Story) -> list[str]:
         return []
     names = Counter(NAME.findall(story.text))
     who = max(names, key=names.__getitem__, default="everyone")
-    texts = [f" {naming.format(who=who, word=word)}" for naming in NAMINGS]
+    blank = "" if story.text[-1:].isspace() else " "
+    texts = [blank + naming.format(who=who, word=word) for naming in NAMINGS]
     return [text for text in texts if count_words(text) <= story.words_left and closes_sentence(text)]
 
 

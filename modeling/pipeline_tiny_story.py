@@ -246,7 +246,8 @@ class StoryGenerationPipeline(Pipeline):
     def _score(story: Story) -> float:
         """What candidates are chosen by: one that reached its limit stands behind all that ended."""
         cut_off = 1000.0 if story.finish_reason == "length" else 0.0
-        return story.mean_log_probability - CLOSING_SHARE * story.closing_cost - cut_off
+        closing = CLOSING_SHARE * story.closing_cost if story.request.planned_end else 0.0
+        return story.mean_log_probability - closing - cut_off
 
     @classmethod
     def _result(cls, story: Story) -> dict[str, Any]:

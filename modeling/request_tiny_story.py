@@ -11,8 +11,6 @@ from .control_tiny_story import MAX_INCLUDE, NAMED_LENGTHS
 SENTENCE_END = re.compile(r"""[.!?]["']{0,2}$""")
 BOUNDARY = re.compile(r"""[.!?]["']{0,2}\s+""")  # between two sentences
 PUNCTUATION = "".join(chr(c) for c in range(33, 127) if not chr(c).isalnum()) + "“”‘’…—–«»"
-
-
 OPENERS = "(-—–"  # after which, as after a blank, a quotation mark opens
 
 

@@ -4,13 +4,12 @@ import functools
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.serving import TIMEOUT, ask, chromium, serve, visit
+from tests.browser.serving import TIMEOUT, ask, visit
 from tests.conftest import ROOT
 
 AXE = "axe-core@4.14.1"
@@ -34,18 +33,6 @@ def axe_source() -> str:
         script = package.extractfile("package/axe.min.js")
         assert script
         return script.read().decode("utf-8")
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with serve("serve.py") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 def violations(page: Page) -> list[str]:

@@ -6,7 +6,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.serving import TIMEOUT, ask, chromium, serve, visit
+from tests.browser.serving import TIMEOUT, ask, visit
 
 ELSEWHERE = "example.org"
 STRINGS = {
@@ -35,18 +35,6 @@ LOOK = """([elsewhere]) => {
     }
 }"""
 CLEAN = {"broken": None, "foreign": [], "handlers": 0, "frames": 0, "formulas": 0}
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with serve("serve.py") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.serving import TIMEOUT, chromium, serve
+from tests.browser.serving import TIMEOUT
 from tests.browser.test_page import ANOTHER, VOICE
 
 MOST_STOPS = 80
@@ -34,19 +34,6 @@ FOCUSED = """async () => {
 CONTROLS = """() => [...document.querySelectorAll('*')].flatMap((node, number) =>
     node.matches('main :is(button, summary, input, textarea, select, a)') && node.checkVisibility()
     && !node.matches('.stSelectbox button, input[type=file]') ? [{number, html: node.outerHTML.slice(0, 200)}] : [])"""
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with serve("serve.py") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=TIMEOUT)
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """The page on every screen and on paper: nothing cut, nothing upon another, nothing small; in print only the story."""
 
-from collections.abc import Iterator
-
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.serving import TIMEOUT, ask, chromium, serve, visit
+from tests.browser.serving import ask, visit
 from tests.browser.test_page import ANOTHER
 
 WIDTHS = (360, 414, 768, 1024, 1280, 1440, 1920)
@@ -59,19 +57,6 @@ PRINTED = """() => {
     return {shown: [...new Set(shown)], drawn: drawn.map((node) => node.outerHTML.slice(0, 200)),
         paper: getComputedStyle(document.querySelector('.stApp')).backgroundColor}
 }"""
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with serve("serve.py") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=TIMEOUT)
-    with chromium() as browser:
-        yield browser
 
 
 def unfold(page: Page) -> None:

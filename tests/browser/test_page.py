@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.serving import TIMEOUT, ask, chromium, serve, visit
+from tests.browser.serving import TIMEOUT, ask, serve, visit
 from tests.conftest import ROOT
 
 SCREENSHOT = ROOT / "build" / "page.png"
@@ -35,13 +35,6 @@ VOICE = """
 def address() -> Iterator[str]:
     with serve() as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=TIMEOUT)
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
