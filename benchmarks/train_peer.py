@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("--dataset", nargs="+", default=RECIPE["dataset"], help="as for training/train.py")
-    parser.add_argument("--validation_dataset", default=RECIPE["validation_dataset"])
+    parser.add_argument("--validation_dataset", help="as for training/train.py")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--num_steps", type=int, default=RECIPE["num_steps"])
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")

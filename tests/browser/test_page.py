@@ -89,6 +89,7 @@ def test_a_bad_wish_gets_a_message(page: Page):
 def test_the_shelf_outlives_a_reload_and_comes_back_from_a_file(address: str, browser: Browser, tmp_path):
     page = visit(browser, address)
     texts = [told(page, "The little dragon", "home"), told(page, "A tiny mouse", "moon")]
+    page.wait_for_function("JSON.parse(localStorage['tiny-stories-shelf'] ?? '[]').length === 2")  # after the book
     page.reload()
     page.get_by_text("Your shelf: 2 stories").click()
     page.get_by_role("button", name="Open").nth(1).click()
