@@ -16,6 +16,7 @@ agree on a text between them: Nguyen et al. 2023 (Meet in the Middle, arXiv 2303
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -38,10 +39,10 @@ from .sampling_tiny_story import SMALLEST_TEMPERATURE, log_softmax, nucleus, sam
 from .story_tiny_story import Story, Vocabulary
 
 CLOSE_ID, BEGIN_ID = SPECIAL_TOKENS.index(CLOSE), SPECIAL_TOKENS.index(BEGIN)
-ROUNDS = (8, 16)  # closings written; those of the second round only if none of the first will do
+ROUNDS = (8, 16, 32)  # closings written; those of a further round only if none so far will do
 ENOUGH = 14.0  # a closing of at most this cost will do
-HOPELESS = 45.0  # cost from which on more of them are not tried
-NAMED = 19.0  # cost from which on a closing is hardly ever English: the word is then named instead
+HOPELESS = 60.0  # cost from which on more of them are not tried
+NAMED = 16.0  # cost from which on a closing is hardly ever English: the word is then named instead
 NAMINGS = (  # "who" is the one the story is about
     'At the end of the day, {who} learned a new word: "{word}"',
     'That night, {who} learned to spell a new word: "{word}"',
@@ -56,6 +57,7 @@ TOKEN_NATS = 1.3  # a token's usual cost: a closing is not better for being shor
 CREDIT = 0.2  # nats below it that count at most: no run of likely words makes up for a wrong one
 SURPRISE = 6.0  # nats of a token from which on its cost counts twice
 CAPITAL_COST = 5.0  # nats by which a capital that the reader did not type must be likelier
+STRANGE_COST = 12.0  # nats, of an ending that is a word of several tokens: of those the model knows no use
 SAID_COST = 50.0  # nats, of a sentence that the story holds already, and of a word that stands twice in a row
 
 
@@ -101,6 +103,8 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
     capitals = [not text.startswith(f" {target.words.rstrip(PUNCTUATION)}") for text in texts]
     costs += CAPITAL_COST * np.array(capitals)
     best: tuple[float, list[int], float] = (np.inf, ends[0], 0.0)
+    how = "backwards"
+    hasty = np.isfinite(target.most) or (target.final and len(vocabulary.word_ids(target.words)) > 1)  # one round alone
     for number in ROUNDS:
         chosen = _spread(costs, number)
         closings = [_Closing(ends[end], texts[end], capitals[end]) for end in chosen]
@@ -113,7 +117,7 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
             for closing, nats in zip(fitting.values(), forward, strict=True):
                 cost = _cost(closing, nats, target, story, vocabulary)
                 best = min(best, (cost, closing.tokens, float(nats.sum())))
-        if best[0] <= ENOUGH or best[0] > HOPELESS or np.isfinite(target.most):
+        if best[0] <= ENOUGH or best[0] > HOPELESS or hasty:
             break
     if best[0] > target.most:
         story.plants = 0 if best[0] > HOPELESS else story.plants
@@ -121,7 +125,8 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
     if target.final and best[0] > NAMED and (namings := _namings(target, story)):
         rows = [tuple(vocabulary.encode(text)) for text in namings]
         totals = [float(nats.sum()) for nats in _reread(rows, True, reader, logits, vocabulary)]
-        best = (NAMED, list(rows[int(np.argmin(totals))]), min(totals))
+        best, how = (NAMED, list(rows[int(np.argmin(totals))]), min(totals)), "named"
+    story.brought.append((len(story.ids), len(story.ids) + len(best[1]), how))
     story.log_probability -= best[2]
     story.closing_cost = max(0.0, best[0]) if target.final else 0.0
     return best[1]
@@ -139,7 +144,7 @@ def ending_cost(story: Story, decoder: Decoder, vocabulary: Vocabulary) -> float
     turned = [CLOSE_ID, vocabulary.eos, *reversed(story.ids[begin:]), BEGIN_ID]
     read = log_softmax(reader.fork([0], room=len(turned)).extend([turned]).numpy()[0])
     backward = -read[np.arange(len(turned) - 1), turned[1:]][len(story.ids) - end + 1 :]
-    return _beyond_usual(np.concatenate((forward, backward)))
+    return _closing_cost(forward, backward, story.text, story.request.end or "", vocabulary)
 
 
 def _token_at(place: int, story: Story, vocabulary: Vocabulary) -> int:
@@ -287,10 +292,27 @@ def _reread(
 
 def _cost(closing: _Closing, forward: np.ndarray, target: Target, story: Story, vocabulary: Vocabulary) -> float:
     """How unlikely a closing is, in nats beyond the usual, in both directions; great surprises count twice."""
-    cost = _beyond_usual(np.array([*forward, *closing.costs]))
+    if target.final:
+        cost = _closing_cost(forward, closing.costs, closing.text, target.words, vocabulary)
+    else:
+        cost = _beyond_usual(np.array([*forward, *closing.costs]))
     lead = "".join(vocabulary.pieces[token] for token in reversed(closing.lead))
     said = closing.text.strip() in story.text or ends_with(story.text + lead, target.words)
     return cost + SAID_COST * said + CAPITAL_COST * closing.capital
+
+
+def _closing_cost(
+    forward: np.ndarray, backward: Sequence[float] | np.ndarray, text: str, words: str, vocabulary: Vocabulary
+) -> float:
+    """How unlikely the end of a story is, in nats beyond the usual; that it stops after these words counts twice.
+
+    Args:
+        forward: nats of its tokens and of `</sos>`; backward: of what leads to the words; text: ends on them.
+    """
+    mark = text[len(text.rstrip(PUNCTUATION)) :]
+    stop = forward[-1 - len(vocabulary.encode(mark))]
+    strange = STRANGE_COST * (len(vocabulary.word_ids(words)) > 1)
+    return _beyond_usual(np.array([*forward, *backward])) + max(0.0, float(stop) - TOKEN_NATS) + strange
 
 
 def _beyond_usual(costs: np.ndarray) -> float:

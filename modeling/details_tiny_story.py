@@ -2,7 +2,7 @@
 
 import math
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +13,7 @@ from .story_tiny_story import Story, vocabulary_of
 
 ALTERNATIVES = 5  # likeliest tokens told for each place
 
-Origin = Literal["given", "sampled", "planned", "searched"]
+Origin = Literal["given", "sampled", "planned", "backwards", "named"]
 
 
 @torch.inference_mode()
@@ -24,11 +24,11 @@ def story_details(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, st
     the story contract, which forbid a token now and then.
 
     Returns:
-        {"tokens", "words"}: each token or word is {"text", "probability", "origin",
-        "alternatives"}; their texts joined are the story. The origin is "given" (the reader's start), "searched" (the
-        closing that a search brought in), "planned" (the ending asked for, which the model came to by itself) or
-        "sampled". Alternatives are the likeliest tokens at the place, [text, probability] each; a word has those of
-        its first token, and the probability of its tokens together.
+        {"tokens", "words"}: each token or word is {"text", "probability", "origin", "alternatives"}; their texts joined
+        are the story. The origin is "given" (the reader's start), "sampled", "planned" (the ending asked for, which the
+        model came to by itself), "backwards" (a closing or a clause written backwards from the reader's words) or
+        "named" (a fixed sentence that names the ending). Alternatives are the likeliest tokens at the place, [text,
+        probability] each; a word has those of its first token, and the probability of its tokens together.
     """
     vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
     prefix, _, _ = plan(story.request, vocabulary, model.config)
@@ -67,8 +67,9 @@ def _origin(story: Story, index: int, end: int) -> Origin:
     """Where token `index` came from; `end` is the length of the text with it."""
     if index < story.num_given:
         return "given"
-    if story.closed_at is not None and end > story.closed_at:
-        return "searched"
+    for begin, beyond, how in story.brought:
+        if begin <= index < beyond:
+            return cast(Origin, how)
     if story.finish_reason == "ending" and story.request.planned_end:
         after = story.num_words - count_words(story.text[:end])  # words that begin after this token
         return "planned" if after < story.ending_words else "sampled"

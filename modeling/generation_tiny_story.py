@@ -21,7 +21,6 @@ from .closing_tiny_story import LEAD_TOKENS, Target, bring_in
 from .control_tiny_story import MAX_INCLUDE, NAMED_LENGTHS, control_prefix, fitting_bucket
 from .decoder_tiny_story import Decoder, Precision, open_decoder
 from .request_tiny_story import (
-    PUNCTUATION,
     StoryRequest,
     closes_sentence,
     count_words,
@@ -78,7 +77,7 @@ def write_stories(
     for request in requests:
         prefix, ids, limit = plan(request, vocabulary, model.config)
         stories.append(Story(request, ids, request.start, Random(request.seed), whole_word=request.start[-1].isalnum()))
-        stories[-1].plants = PLANT_TRIES if _is_rare(_word_ids(request.planned_end, vocabulary)) else 0
+        stories[-1].plants = PLANT_TRIES if _is_rare(vocabulary.word_ids(request.planned_end or "")) else 0
         prompts.append([*prefix, tokenizer.bos_token_id, *ids])
         limits.append(limit)
     for index, story in enumerate(stories):
@@ -123,7 +122,7 @@ def plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig
         bucket = min((bucket for bucket in buckets if bucket), default=None)
         include = [vocabulary.at_home(word) for word in request.include]
         at_home = ending and vocabulary.at_home(ending)
-        if at_home and len(_word_ids(ending, vocabulary)) > 1 and len(include) < MAX_INCLUDE:
+        if at_home and len(vocabulary.word_ids(ending)) > 1 and len(include) < MAX_INCLUDE:
             # A word that hardly ever ends a story: a model asked to end on it does so, sense or no sense.
             include, at_home = [*include, at_home], None
         prefix = control_prefix(vocabulary.encode, at_home, bucket, include)
@@ -177,7 +176,7 @@ def close_story(story: Story, decoder: Decoder, vocabulary: Vocabulary) -> None:
         decoder: any of the story's model.
     """
     closing = bring_in(Target(story.request.end or "", final=True), story, decoder, vocabulary)
-    story.closed_at, story.finish_reason = len(story.text), "ending"
+    story.finish_reason = "ending"
     for token in closing:
         story.write(token, vocabulary)
 
@@ -203,13 +202,6 @@ def _closes_soon(story: Story) -> bool:
     """Whether the story waits for its ending and is late."""
     request = story.request
     return bool(request.planned_end) and story.words_left <= LATE * (request.max_words - story.words_given)
-
-
-def _word_ids(ending: str | None, vocabulary: Vocabulary) -> list[int]:
-    """Tokens of an ending that is one word, as the training stories would spell it; none of a phrase, or no ending."""
-    if not ending or count_words(ending) > 1:
-        return []
-    return vocabulary.encode(f" {vocabulary.at_home(ending).rstrip(PUNCTUATION)}")
 
 
 def _is_rare(ids: list[int]) -> bool:

@@ -36,11 +36,11 @@ class Story:
     finish_reason: str | None = None
     searches: int = 0  # times a word or the ending did not come by itself
     plants: int = 0  # times its ending's word may still be tried early in the story
-    closed_at: int | None = None  # characters before the closing that was written backwards, if one was
-    log_probability: float = 0.0  # of the tokens written, in nats; of what a search chose, its score
+    brought: list[tuple[int, int, str]] = field(default_factory=list)  # what `bring_in` gave: tokens [from, to), how
+    log_probability: float = 0.0  # of the tokens written, in nats; of what was brought in, as it is read forwards
     closing_cost: float = 8.0  # nats of its ending beyond the usual (`bring_in`); one that came by itself costs little
     whole_word: bool = False  # the text ends on a word that must not be lengthened to another one
-    pending: list[int] = field(default_factory=list)  # tokens a search has settled, still to be written
+    pending: list[int] = field(default_factory=list)  # tokens that are settled, still to be written
     given: int = 0  # characters already given out
     half: bytes = b""  # written of a character that the next tokens have to complete
 
@@ -157,6 +157,10 @@ class Vocabulary:
         fallback = bare.lower() if has_inner_capital(bare) else bare
         # Byte pairs were merged in the order of how often they occur: a lower id is a commoner token.
         return word.replace(bare, min(known, key=lambda spelling: known[spelling], default=fallback))
+
+    def word_ids(self, words: str) -> list[int]:
+        """Tokens of a single word, as the training stories would spell it; of several words, or of none, none."""
+        return self.encode(f" {self.at_home(words).rstrip(PUNCTUATION)}") if count_words(words) == 1 else []
 
 
 def joins(piece: str) -> bool:

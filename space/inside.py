@@ -1,16 +1,17 @@
 """Looking inside a story: how sure the model was of each word, where the ending came from, and the drafts that lost."""
 
 from html import escape
+from itertools import takewhile
 from typing import Any
 
 import altair
 import streamlit as st
 from tale import Tale
 
-COLOURS = {"given": "#c98a2b", "sampled": "#b9764f", "planned": "#5e8038", "searched": "#2f6f9c"}
+COLOURS = {"given": "#c98a2b", "sampled": "#b9764f", "planned": "#5e8038", "backwards": "#2f6f9c", "named": "#7a5ea8"}
 ORIGINS = {
     "given": "your words", "sampled": "drawn by the model", "planned": "the ending, as it had planned",
-    "searched": "a closing it searched for",
+    "backwards": "written backwards, from your words", "named": "a ready sentence that names your word",
 }  # fmt: skip
 
 
@@ -21,8 +22,8 @@ def look_inside(tale: Tale, details: dict[str, Any], drafts: list[dict[str, Any]
         drafts: the pipeline's results among which the tale was chosen, the chosen one first.
     """
     words = details["words"]
-    st.markdown("**How sure was the model of each word?** The deeper its colour, the surer. Rest on a word to see what "
-                "else it thought of.")  # fmt: skip
+    st.markdown("**How sure was the model of each word?** The deeper its colour, the surer. Rest on a word, or "
+                "touch it, to see what else it thought of.")  # fmt: skip
     st.html(shaded(words))
     origins = [origin for origin in ORIGINS if any(word["origin"] == origin for word in words)]
     st.html('<div class="key">' + "".join(f'<span class="{o}">{ORIGINS[o]}</span>' for o in origins) + "</div>")
@@ -51,7 +52,7 @@ def shaded(words: list[dict[str, Any]]) -> str:
         tip = f"{100 * word['probability']:.1f} % · {others}"
         shade = round(36 * word["probability"])
         parts.append(
-            f'{_lines(blank)}<span class="{word["origin"]}" title="{escape(tip)}" '
+            f'{_lines(blank)}<span class="{word["origin"]}" title="{escape(tip)}" tabindex="-1" '
             f'style="background: color-mix(in srgb, {COLOURS["sampled"]} {shade}%, transparent)">'
             f"{_lines(text.strip())}</span>"
         )
@@ -60,12 +61,14 @@ def shaded(words: list[dict[str, Any]]) -> str:
 
 def ending(tale: Tale, words: list[dict[str, Any]]) -> str:
     """One line about how the story came to its end."""
-    searched = [word for word in words if word["origin"] == "searched"]
-    if searched:
+    closing = list(takewhile(lambda word: word["origin"] == words[-1]["origin"], reversed(words)))
+    if words[-1]["origin"] == "backwards":
         return (
-            f"The model would not end on your words by itself, so its last {len(searched)} words were searched for: of "
-            "many ways to get there, the one that it found likeliest."
+            f"The model would not end on your words by itself, so its last {len(closing)} words were written backwards "
+            "from them: of several such ways to get there, the one that it found likeliest."
         )
+    if words[-1]["origin"] == "named":
+        return "The model found no sentence for your word, so it is named in one of three that are always at hand."
     if any(word["origin"] == "planned" for word in words):
         return "It was told your ending before the first word, and came to it by itself."
     return "It ended where it liked." if tale.finish_reason == "eos" else "It stopped there, without a plan."
