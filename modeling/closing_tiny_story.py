@@ -28,6 +28,7 @@ from .request_tiny_story import (
     BOUNDARY,
     PUNCTUATION,
     SENTENCE_END,
+    bare_words,
     closes_sentence,
     count_words,
     ends_with,
@@ -58,6 +59,7 @@ CREDIT = 0.2  # nats below it that count at most: no run of likely words makes u
 SURPRISE = 6.0  # nats of a token from which on its cost counts twice
 CAPITAL_COST = 5.0  # nats by which a capital that the reader did not type must be likelier
 STRANGE_COST = 12.0  # nats, of an ending that is a word of several tokens: of those the model knows no use
+AGAIN_COST = 16.0  # nats, of an ending that is a word its sentence has already
 SAID_COST = 50.0  # nats, of a sentence that the story holds already, and of a word that stands twice in a row
 
 
@@ -128,23 +130,24 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
         best, how = (NAMED, list(rows[int(np.argmin(totals))]), min(totals)), "named"
     story.brought.append((len(story.ids), len(story.ids) + len(best[1]), how))
     story.log_probability -= best[2]
-    story.closing_cost = max(0.0, best[0]) if target.final else 0.0
+    if target.final:
+        story.closing_cost = max(0.0, best[0])
     return best[1]
 
 
 def ending_cost(story: Story, decoder: Decoder, vocabulary: Vocabulary) -> float:
     """What the last sentence of a story that came to its ending by itself costs, as a closing's cost is counted."""
-    begin = max((match.end() for match in BOUNDARY.finditer(story.text)), default=0)
-    begin, end = (
-        _token_at(place, story, vocabulary) for place in (begin, len(story.text) - len(story.request.end or "") - 1)
-    )
+    place = max((match.end() for match in BOUNDARY.finditer(story.text)), default=0)
+    begin = _token_at(place, story, vocabulary)
+    end = _token_at(len(story.text) - len(story.request.end or "") - 1, story, vocabulary)
     reader = decoder.fresh()
     logits = reader.start([[vocabulary.bos, *story.ids[:begin]]]).numpy()[0]
     forward = _reread([tuple(story.ids[begin:])], True, reader, logits, vocabulary)[0]
     turned = [CLOSE_ID, vocabulary.eos, *reversed(story.ids[begin:]), BEGIN_ID]
     read = log_softmax(reader.fork([0], room=len(turned)).extend([turned]).numpy()[0])
     backward = -read[np.arange(len(turned) - 1), turned[1:]][len(story.ids) - end + 1 :]
-    return _closing_cost(forward, backward, story.text, story.request.end or "", vocabulary)
+    sentence = story.text[place:]
+    return _closing_cost(forward, backward, sentence, story.request.end or "", vocabulary)
 
 
 def _token_at(place: int, story: Story, vocabulary: Vocabulary) -> int:
@@ -307,12 +310,13 @@ def _closing_cost(
     """How unlikely the end of a story is, in nats beyond the usual; that it stops after these words counts twice.
 
     Args:
-        forward: nats of its tokens and of `</sos>`; backward: of what leads to the words; text: ends on them.
+        forward: nats of its tokens and of `</sos>`; backward: of what leads to the words; text: the sentence.
     """
     mark = text[len(text.rstrip(PUNCTUATION)) :]
     stop = forward[-1 - len(vocabulary.encode(mark))]
     strange = STRANGE_COST * (len(vocabulary.word_ids(words)) > 1)
-    return _beyond_usual(np.array([*forward, *backward])) + max(0.0, float(stop) - TOKEN_NATS) + strange
+    again = AGAIN_COST * (count_words(words) == 1 and bare_words(text).count(bare_words(words)[-1]) > 1)
+    return _beyond_usual(np.array([*forward, *backward])) + max(0.0, float(stop) - TOKEN_NATS) + strange + again
 
 
 def _beyond_usual(costs: np.ndarray) -> float:

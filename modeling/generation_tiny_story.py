@@ -39,6 +39,10 @@ CHARACTERS_PER_WORD = 5
 LATE = 0.41  # of the words there were to write, at most so many left
 HINT = 0.03  # of </sos>, after a sentence
 COOLING = 0.5  # of the reader's temperature
+# What a story is about is chosen at its opening: drawn boldly, for stories that differ, and not what drafts are chosen
+# by. What follows is drawn coldly, for it must hold together.
+OPENING = 0.2  # of the words there are to write
+WARMING = 1.6  # of the reader's temperature
 # An ending fits a story that has told of it: a rare word is brought in early, if that can be done well.
 COMMON_TOKENS = 1000  # the plan alone knows what to do with these
 PLANT_TRIES = 2
@@ -163,6 +167,8 @@ def _advance(
         if not story.pending:
             story.log_probability += float(log_softmax(logits)[token])
             story.write(token, vocabulary)
+            if _opens(story):
+                story.opening = (len(story.ids) - story.num_given, story.log_probability)
             return
         story.searches += isinstance(step, Target) and not np.isfinite(step.most)
     story.write(story.pending.pop(0), vocabulary)
@@ -194,8 +200,15 @@ def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:
         logits[vocabulary.joins] = -np.inf
     for token, penalty in repetition_penalties(story.ids, request.dry_multiplier).items():
         logits[token] -= penalty
-    temperature = request.temperature * (COOLING if _closes_soon(story) else 1)
+    warmth = COOLING if _closes_soon(story) else WARMING if _opens(story) else 1
+    temperature = request.temperature * warmth
     return sample(*nucleus(logits, temperature, request.top_p), story.random.random())
+
+
+def _opens(story: Story) -> bool:
+    """Whether the story is at its opening."""
+    told = story.num_words - story.words_given
+    return told < OPENING * (story.request.max_words - story.words_given)
 
 
 def _closes_soon(story: Story) -> bool:

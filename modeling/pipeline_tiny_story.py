@@ -20,7 +20,7 @@ from .story_tiny_story import vocabulary_of
 SEEDS = 2**31  # seeds drawn lie below
 CANDIDATE_SEEDS = 1_000_003  # from one candidate's seed to the next one's
 CLOSED_SHARE = 2  # one candidate in so many, the likeliest, gets a closing: it takes as long as half a story
-CLOSING_SHARE = 0.02  # of a closing's cost, in a candidate's mean nats: what a reader minds most
+CLOSING_SHARE = 0.03  # of a closing's cost, in a candidate's mean nats: what a reader minds most
 BATCH_SIZE = 16  # stories written side by side, unless the call says how many
 TEXTS = ("start", "continue_from")  # what the story begins with
 WISHES = tuple(name for name in StoryRequest.__dataclass_fields__ if name not in ("start", "seed"))
@@ -247,7 +247,7 @@ class StoryGenerationPipeline(Pipeline):
         """What candidates are chosen by: one that reached its limit stands behind all that ended."""
         cut_off = 1000.0 if story.finish_reason == "length" else 0.0
         closing = CLOSING_SHARE * story.closing_cost if story.request.planned_end else 0.0
-        return story.mean_log_probability - closing - cut_off
+        return story.mean_after_opening - closing - cut_off
 
     @classmethod
     def _result(cls, story: Story) -> dict[str, Any]:

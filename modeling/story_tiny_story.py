@@ -38,6 +38,7 @@ class Story:
     plants: int = 0  # times its ending's word may still be tried early in the story
     brought: list[tuple[int, int, str]] = field(default_factory=list)  # what `bring_in` gave: tokens [from, to), how
     log_probability: float = 0.0  # of the tokens written, in nats; of what was brought in, as it is read forwards
+    opening: tuple[int, float] = (0, 0.0)  # tokens of its opening, and their log probability
     closing_cost: float = 8.0  # nats of its ending beyond the usual (`bring_in`); one that came by itself costs little
     whole_word: bool = False  # the text ends on a word that must not be lengthened to another one
     pending: list[int] = field(default_factory=list)  # tokens that are settled, still to be written
@@ -58,6 +59,12 @@ class Story:
     def mean_log_probability(self) -> float:
         """Of the tokens written, in nats."""
         return self.log_probability / max(1, len(self.ids) - self.num_given)
+
+    @property
+    def mean_after_opening(self) -> float:
+        """The mean log probability of the tokens written after the opening, in nats."""
+        tokens, log_probability = self.opening
+        return (self.log_probability - log_probability) / max(1, len(self.ids) - self.num_given - tokens)
 
     def words_needed(self, missing: list[str]) -> int:
         """Words of what the story must still hold: the words to include that are missing, and its ending."""

@@ -8,12 +8,15 @@ import torch
 
 from modeling import closing_tiny_story
 from modeling.closing_tiny_story import (
+    AGAIN_COST,
     BEGIN_ID,
     CLOSE_ID,
     LEAD_TOKENS,
+    STRANGE_COST,
     Target,
     _beyond_usual,
     _Closing,
+    _closing_cost,
     _ends,
     _fits,
     _grow,
@@ -131,6 +134,23 @@ def test_an_ending_costs_the_same_however_it_came(trained_model, vocabulary, wor
     for token in bring_in(Target(words, final=True), story, decoder, vocabulary):
         story.write(token, vocabulary)
     assert ending_cost(story, decoder, vocabulary) == pytest.approx(story.closing_cost, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "more"),
+    [
+        (" They were happy.", "happy", 4.0 - closing_tiny_story.TOKEN_NATS),  # its stop is a surprise
+        (" They liked the xylophone.", "xylophone", 4.0 - closing_tiny_story.TOKEN_NATS + STRANGE_COST),
+        (" They were happy and happy.", "happy", 4.0 - closing_tiny_story.TOKEN_NATS + AGAIN_COST),
+        (" They lived in the big xylophone.", "the big xylophone", 4.0 - closing_tiny_story.TOKEN_NATS),
+    ],
+)
+def test_what_makes_a_closing_dearer(vocabulary, text: str, words: str, more: float):
+    """That it stops there, a word that the vocabulary has in pieces, a word that it has already."""
+    forward = np.full(len(vocabulary.encode(text)) + 1, 0.5)
+    forward[-2] = 4.0  # of the stop
+    cost = _closing_cost(forward, [0.5], text, words, vocabulary)
+    assert cost == pytest.approx(_beyond_usual(np.array([*forward, 0.5])) + more)
 
 
 def test_likely_tokens_do_not_make_up_for_a_wrong_one():

@@ -1,5 +1,6 @@
 """The story contract, through the pipeline and the trained model of this clone."""
 
+import math
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import Pipeline
 
 from modeling import closing_tiny_story, generation_tiny_story, pipeline_tiny_story
 from modeling.control_tiny_story import LENGTHS, SPECIAL_TOKENS
-from modeling.generation_tiny_story import SENTENCE_WORDS, close_story, plan, write_stories
+from modeling.generation_tiny_story import OPENING, SENTENCE_WORDS, close_story, plan, write_stories
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
 from modeling.request_tiny_story import (
     BOUNDARY,
@@ -123,11 +124,11 @@ def test_an_ending_that_comes_at_once_is_not_the_story(tell: Pipeline):
 def test_the_limit_holds_at_the_end_of_a_paragraph(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tell.model.config, "control_prefix", False)  # with it, another limit gives another story
     limits = 0
-    for seed in range(6):
-        story = tell("Once upon a time", max_words=80, seed=seed)["story"]
+    for start in ("Once upon a time", "Lily", "The dog", "One day", "Tom and", "A boy"):
+        story = tell(start, max_words=80, temperature=0)["story"]
         for end in (match.start() for match in re.finditer("\n", story)):
             limit = count_words(story[:end])
-            told = tell("Once upon a time", max_words=limit, seed=seed)
+            told = tell(start, max_words=limit, temperature=0)
             assert told["num_words"] <= limit and story.startswith(told["story"].rstrip())
             limits += 1
     assert limits >= 5
@@ -159,6 +160,28 @@ def test_only_the_likeliest_drafts_are_closed(tell: Pipeline, monkeypatch: pytes
     assert 1 <= len(closed) <= 6 and best["finish_reason"] == "ending"
     monkeypatch.undo()
     assert tell("The fox", **wishes | {"seed": best["seed"]}) | {"score": best["score"]} == best
+
+
+def test_candidates_are_chosen_by_what_follows_the_opening(tell: Pipeline):
+    """The score, against the model's own probabilities of the tokens after the opening."""
+    for seed in range(3):
+        told = tell("Once upon a time", max_words=100, seed=seed, precision="full", details=True)
+        tokens, text, opening = told["details"]["tokens"][4:], "Once upon a time", 0
+        while count_words(text) - 4 < OPENING * (100 - 4):
+            text += tokens[opening]["text"]
+            opening += 1
+        after = [math.log(token["probability"]) for token in tokens[opening - 1 :]]
+        assert told["score"] == pytest.approx(sum(after) / len(after), abs=1e-3)
+
+
+def test_stories_differ_from_their_openings_on(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    def openings() -> int:
+        teller = StoryGenerationPipeline(model=tell.model, tokenizer=tell.tokenizer)
+        return len({told["story"][:60] for told in teller(["Once upon a time"] * 40, max_words=90, seed=1)})
+
+    bold = openings()
+    monkeypatch.setattr(generation_tiny_story, "WARMING", 1.0)
+    assert bold > openings()
 
 
 def test_a_rare_ending_is_told_of_before(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
