@@ -45,9 +45,9 @@ ENOUGH = 14.0  # a closing of at most this cost will do
 HOPELESS = 60.0  # cost from which on more of them are not tried
 NAMED = 16.0  # cost from which on a closing is hardly ever English: the word is then named instead
 NAMINGS = (  # "who" is the one the story is about
-    'At the end of the day, {who} learned a new word: "{word}"',
-    'That night, {who} learned to spell a new word: "{word}"',
-    'And {who} learned a new word that day: "{word}"',
+    'At the end of the day, {who} learned a new {kind}: "{word}"',
+    'That night, {who} learned to spell a new {kind}: "{word}"',
+    'And {who} learned a new {kind} that day: "{word}"',
 )
 NAME = re.compile(r"(?<=[a-z,] )(?!Mom|Dad|Mum|Mr|Mrs|I\b)[A-Z][a-z]+\b")
 LEAD_TOKENS = 32  # before the reader's words, at most
@@ -271,10 +271,11 @@ def _namings(target: Target, story: Story) -> list[str]:
     word = typed + (target.words[len(typed) :] or ".")
     if count_words(typed) > 1 or '"' in word or not closes_sentence(story.text):
         return []
-    names = Counter(NAME.findall(story.text))
+    names = Counter(name for name in NAME.findall(story.text) if name.lower() != typed.lower())
+    kind = "name" if typed[0].isupper() and not typed.isupper() else "word"
     who = max(names, key=names.__getitem__, default="everyone")
     blank = "" if story.text[-1:].isspace() else " "
-    texts = [blank + naming.format(who=who, word=word) for naming in NAMINGS]
+    texts = [blank + naming.format(who=who, kind=kind, word=word) for naming in NAMINGS]
     return [text for text in texts if count_words(text) <= story.words_left and closes_sentence(text)]
 
 

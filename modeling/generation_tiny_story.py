@@ -42,7 +42,7 @@ COOLING = 0.5  # of the reader's temperature
 # What a story is about is chosen at its opening: drawn boldly, for stories that differ, and not what drafts are chosen
 # by. What follows is drawn coldly, for it must hold together.
 OPENING = 0.2  # of the words there are to write
-WARMING = 1.6  # of the reader's temperature
+BOLDNESS = 2.0  # of `nucleus`: no word is drawn that the reader's temperature would not draw
 # An ending fits a story that has told of it: a rare word is brought in early, if that can be done well.
 COMMON_TOKENS = 1000  # the plan alone knows what to do with these
 PLANT_TRIES = 2
@@ -181,7 +181,7 @@ def close_story(story: Story, decoder: Decoder, vocabulary: Vocabulary) -> None:
     Args:
         decoder: any of the story's model.
     """
-    closing = bring_in(Target(story.request.end or "", final=True), story, decoder, vocabulary)
+    closing = bring_in(Target(vocabulary.with_capital(story.request.end or ""), final=True), story, decoder, vocabulary)
     story.finish_reason = "ending"
     for token in closing:
         story.write(token, vocabulary)
@@ -200,9 +200,9 @@ def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:
         logits[vocabulary.joins] = -np.inf
     for token, penalty in repetition_penalties(story.ids, request.dry_multiplier).items():
         logits[token] -= penalty
-    warmth = COOLING if _closes_soon(story) else WARMING if _opens(story) else 1
-    temperature = request.temperature * warmth
-    return sample(*nucleus(logits, temperature, request.top_p), story.random.random())
+    temperature = request.temperature * (COOLING if _closes_soon(story) else 1)
+    boldness = BOLDNESS if _opens(story) else 1.0
+    return sample(*nucleus(logits, temperature, request.top_p, boldness), story.random.random())
 
 
 def _opens(story: Story) -> bool:
@@ -252,7 +252,7 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
         return "ending"
     if closed and not stops and _may_plant(story):
         story.plants -= 1
-        return Target(request.end, final=False, most=PLANT_COST)
+        return Target(vocabulary.with_capital(request.end), final=False, most=PLANT_COST)
     if not missing and not planned:
         if stops:
             return "eos"

@@ -8,15 +8,18 @@ DRY_ALLOWED = 3  # tokens that may be repeated freely: most names are no longer
 DRY_LONGEST = 24  # repeats are followed back so far
 
 
-def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.ndarray, np.ndarray]:
+def nucleus(
+    logits: np.ndarray, temperature: float, top_p: float, boldness: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """The tokens that may be drawn: the likeliest at temperature 0 or hardly above, else the likeliest that together
     have the probability top_p (Holtzman et al. 2020, section 3.1).
 
     Args:
         logits: (vocab,), -inf for what may not come.
+        boldness: these tokens, and no others, are drawn at so many times the temperature.
 
     Returns:
-        their ids (kept,), and their probabilities, cumulated, (kept,).
+        their ids (kept,), and their weights, cumulated, (kept,): in proportion to their probabilities.
     """
     if temperature < SMALLEST_TEMPERATURE:
         return np.array([logits.argmax()]), np.ones(1)
@@ -32,6 +35,8 @@ def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.nd
         last = min(int(np.searchsorted(ordered.cumsum(), top_p)), len(ordered) - 1)
         kept = probabilities >= ordered[last]
         ids, probabilities = ids[kept], probabilities[kept]
+    if boldness != 1:
+        probabilities = probabilities ** (1 / boldness)
     # Cumulated in the order of the ids, not of their probabilities: rounding can then move no two tokens past each
     # other, and a batch gives what a single story gives.
     return ids, probabilities.cumsum()

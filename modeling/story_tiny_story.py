@@ -152,18 +152,24 @@ class Vocabulary:
 
     def at_home(self, words: str) -> str:
         """The words as the training stories would spell them: a word with capitals as the commonest spelling that is
-        one token, with or without a first capital; if none is, as typed, without capitals after the first letter."""
+        one token, with or without a first capital; if none is, as typed, without capitals after the first letter. One
+        without capitals gets one if it is a token only so: mary is Mary."""
         return " ".join(map(self._at_home, words.split()))
 
     def _at_home(self, word: str) -> str:
         bare = word.strip(PUNCTUATION)
-        if bare == bare.lower():
-            return word
         encoded = {spelling: self.encode(f" {spelling}") for spelling in (bare.lower(), bare.capitalize())}
         known = {spelling: ids[0] for spelling, ids in encoded.items() if len(ids) == 1}
+        if bare == bare.lower() and (bare in known or not known):
+            return word
         fallback = bare.lower() if has_inner_capital(bare) else bare
         # Byte pairs were merged in the order of how often they occur: a lower id is a commoner token.
         return word.replace(bare, min(known, key=lambda spelling: known[spelling], default=fallback))
+
+    def with_capital(self, words: str) -> str:
+        """The words as typed, save a name without its capital."""
+        home = self.at_home(words)
+        return home if words == words.lower() and count_words(words) == 1 else words
 
     def word_ids(self, words: str) -> list[int]:
         """Tokens of a single word, as the training stories would spell it; of several words, or of none, none."""

@@ -106,6 +106,8 @@ def test_a_word_to_include_is_brought_in_and_leaves_room(trained_model, vocabula
     [
         ("qualms", 'Lily learned a new word: "qualms."'),
         ("qualms!", 'Lily learned a new word: "qualms!"'),
+        ("Qualms", 'Lily learned a new name: "Qualms."'),
+        ("Lily", 'everyone learned a new name: "Lily."'),  # not herself
         ("grim gruff", None),  # a phrase is not a word
     ],
 )

@@ -180,7 +180,7 @@ def test_stories_differ_from_their_openings_on(tell: Pipeline, monkeypatch: pyte
         return len({told["story"][:60] for told in teller(["Once upon a time"] * 40, max_words=90, seed=1)})
 
     bold = openings()
-    monkeypatch.setattr(generation_tiny_story, "WARMING", 1.0)
+    monkeypatch.setattr(generation_tiny_story, "BOLDNESS", 1.0)
     assert bold > openings()
 
 
