@@ -6,6 +6,7 @@ A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->` (in the card
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 
 from benchmarks.comparison import PUBLISHED, in_bytes, rows
 from training.biases import table as portraits
+from training.reading import GROUPS, MARKS, YES_OR_NO
 from training.report import read_runs
 from training.suite import RESULTS, interval, read
 
@@ -102,6 +104,30 @@ def endings() -> str:
     return "\n".join([*lines, "", f"{found['pairs']} stories, sampled."]) + "\n"
 
 
+def readings() -> str:
+    """What blind readers said, all readings kept in docs/results together: shares and means over stories."""
+    told = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("reading-*.json"))]
+    rows = [row for one in told if one["kind"] == "stories" for sitting in one["readings"] for row in sitting]
+    lines = ["| | read | last sentence sensible | fits its story | grammar | consistency | plot |", "|---" * 7 + "|"]
+    for writer in dict.fromkeys(row["writer"] for row in rows):
+        known = {row["band"] for row in rows if row["writer"] == writer}
+        shown = [band for band in ("all", *GROUPS) if band in known] or sorted(known)
+        for band in shown:
+            some = [row for row in rows if (row["writer"], row["band"]) == (writer, band)]
+            count = sum(row["stories"] for row in some)
+            means = {name: sum(row[name] * row["stories"] for row in some) / count for name in YES_OR_NO + MARKS}
+            cells = [f"{100 * means[name]:.0f} %" for name in YES_OR_NO] + [f"{means[name]:.1f}" for name in MARKS]
+            name = writer if band == "all" or len(known) == 1 else f"{writer}, {band}"
+            lines.append(f"| {name} | {count} | {' | '.join(cells)} |")
+    preferred: Counter[str] = Counter()
+    for one in told:
+        if one["kind"] == "pairs":
+            preferred.update(one["readings"][0][0]["preferred"])
+    sides = " and ".join(f"{writer} in {count}" for writer, count in sorted(preferred.items()))
+    lines += ["", f"Of {preferred.total()} pairs told for the same wishes readers preferred {sides}."]
+    return "\n".join(lines) + "\n"
+
+
 def biases() -> str:
     """Who the stories are about, in the data and in what the model tells."""
     return portraits(json.loads((RESULTS / "biases.json").read_text(encoding="utf-8")))
@@ -119,7 +145,7 @@ def training() -> str:
     )
 
 
-PARTS = {part.__name__: part for part in (model_index, results, stories, endings, biases, training)}
+PARTS = {part.__name__: part for part in (model_index, results, stories, endings, readings, biases, training)}
 
 
 def fill(text: str) -> str:

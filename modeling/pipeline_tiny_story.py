@@ -58,8 +58,9 @@ class StoryGenerationPipeline(Pipeline):
         {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "log_probability",
         "score", "seed"} and, if asked for, "details". num_searches are the times that a word or the ending did not
         come by itself, log_probability is the mean of the tokens written, in nats, score what candidates are chosen by:
-        the same, less what an unlikely closing sentence takes away. A list of them if num_stories is above 1; for a
-        list, a list with the one or the other for each; for what comes one by one, an iterator that tells as it goes.
+        the same of those after the opening, less what an unlikely closing sentence takes away. A list of them if
+        num_stories is above 1; for a list, a list with the one or the other for each; for what comes one by one, an
+        iterator that tells as it goes.
 
     Raises:
         ValueError: what cannot be done, before any work; of what comes one by one, when it has come.

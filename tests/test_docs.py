@@ -39,6 +39,21 @@ def test_a_changed_result_is_noticed(monkeypatch):
         card.fill("<!-- begin other -->\n<!-- end other -->")
 
 
+def test_what_readers_said_is_counted_over_all_readings(monkeypatch, tmp_path):
+    def row(stories: int, said: float) -> dict:
+        return {"writer": "it", "band": "all", "stories": stories} | dict.fromkeys(card.YES_OR_NO + card.MARKS, said)
+
+    for name, kind, readings in (
+        ("reading-1.json", "stories", [[row(10, 1.0)], [row(20, 0.5)]]),
+        ("reading-2.json", "stories", [[row(10, 0.0)]]),
+        ("reading-1-pairs.json", "pairs", [[{"band": "all", "pairs": 3, "preferred": {"it": 2, "that": 1}}]]),
+    ):
+        (tmp_path / name).write_text(json.dumps({"kind": kind, "readings": readings}))
+    monkeypatch.setattr(card, "RESULTS", tmp_path)
+    assert "| it | 40 | 50 % | 50 % | 0.5 | 0.5 | 0.5 |" in card.readings()
+    assert "Of 3 pairs told for the same wishes readers preferred it in 2 and that in 1." in card.readings()
+
+
 def test_tables_are_those_of_their_json():
     for path in RESULTS.glob("*.json"):
         results = json.loads(path.read_text(encoding="utf-8"))

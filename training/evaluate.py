@@ -36,7 +36,7 @@ from training.endings import (
     tell_pairs,
 )
 from training.memorisation import WINDOW, recited_share
-from training.reading import agreement, load_grades, tally, write_pair_sheets, write_sheets
+from training.reading import agreement, counts, load_grades, tally, write_pair_sheets, write_sheets
 from training.report import draw_endings
 from training.scoring import score_stories
 from training.sources import hold_out, load_stories, normalise_story, without_stories
@@ -203,6 +203,9 @@ def read_tally(arguments: argparse.Namespace) -> None:
         print(f"Reading {number}\n\n{tally(key, grades)}")
     if len(readings) > 1:
         print(agreement(*readings[:2]))
+    if arguments.output:
+        told = {"kind": key["kind"], "seed": arguments.seed, "readings": [counts(key, grades) for grades in readings]}
+        Path(arguments.output).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def surprise(arguments: argparse.Namespace) -> None:
@@ -293,6 +296,7 @@ def parse_arguments() -> argparse.Namespace:
     one = command("tally", "what the readers' grades say of each writer", parent=parts)
     one.add_argument("--key", default="runs/reading/key/key.json", help="who wrote what")
     one.add_argument("--grades", nargs="+", action="append", required=True, help="one reading's; may be repeated")
+    one.add_argument("--output", help="also a JSON file, such as docs/results/reading-*.json, which the card takes up")
     arguments = parser.parse_args()
     if arguments.what == "surprise" and arguments.grades and not arguments.key:
         parser.error("--grades needs the --key of the sheet they were given to")

@@ -9,6 +9,7 @@ pairs.
 import csv
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -198,6 +199,24 @@ def _tally_stories(entries: list[dict[str, Any]], grades: dict[int, Grade]) -> s
             cells += [mean([grade[name] for grade in given]) for name in MARKS]
             lines.append(f"| {writer} | {band} | {len(some)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def counts(key: dict[str, Any], grades: dict[int, Grade]) -> list[dict[str, Any]]:
+    """What `tally` says, as numbers: for each writer and band the stories, the share of each yes and the mean of each
+    mark; of pairs, for each band how many of each writer's were preferred."""
+    rows: list[dict[str, Any]] = []
+    entries = [entry for entry in key["entries"] if entry["number"] in grades]
+    if key["kind"] == "pairs":
+        for band, some in in_bands(entries, lambda entry: entry["band"]):
+            chosen = [entry[grades[entry["number"]]["preferred"]]["writer"] for entry in some]
+            rows.append({"band": band, "pairs": len(some), "preferred": dict(sorted(Counter(chosen).items()))})
+        return rows
+    for writer in sorted({entry["writer"] for entry in entries}):
+        for band, some in in_bands([e for e in entries if e["writer"] == writer], lambda e: e["band"]):
+            given = [grades[entry["number"]] for entry in some]
+            means = {name: round(float(np.mean([grade[name] for grade in given])), 4) for name in YES_OR_NO + MARKS}
+            rows.append({"writer": writer, "band": band, "stories": len(given)} | means)
+    return rows
 
 
 def _tally_pairs(entries: list[dict[str, Any]], grades: dict[int, Grade]) -> str:

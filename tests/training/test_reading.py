@@ -244,6 +244,10 @@ def test_the_command_makes_sheets_and_tallies_them(run_command: Callable[..., st
     fine = {"last_sentence_sensible": "y", "fits_story": "y", "grammar": 9, "consistency": 8, "plot": 5}
     grades = graded(tmp_path, [{"number": entry["number"], **fine} for entry in entries])
     count = ["tally", "--key", tmp_path / "key" / "key.json", "--grades", grades, "--grades", grades]
-    told = run_command("training.evaluate", "read", *count)
+    kept = tmp_path / "reading.json"
+    told = run_command("training.evaluate", "read", *count, "--output", kept)
+    for sitting in json.loads(kept.read_text())["readings"]:
+        row = next(row for row in sitting if (row["writer"], row["band"]) == ("flagship", "odd start"))
+        assert (row["stories"], row["fits_story"], row["grammar"], row["plot"]) == (2, 1.0, 9.0, 5.0)
     assert "| flagship | odd start | 2 | 100 % (34-100) |" in told
     assert "Agreement on 4: last_sentence_sensible 100 % equal" in told
