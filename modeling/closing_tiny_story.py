@@ -4,8 +4,8 @@ A sentence that must end on a word is best written from that word. The model has
 the story so far and `<close>` come the end of the story, the stop, the reader's words from the last to the first, and
 then whatever leads to them, back to `<begin>`. `bring_in` samples some such closings side by side, turns them round,
 and takes the one that the same model, reading forwards, finds likeliest after this story: each direction is blind where
-the other sees. If even that one is hardly English, as with words the model has never met, the story names the word. A
-word to include comes in the same way, as the last word of a clause that the story then goes on from.
+the other sees. If even that one is hardly English, and for words of several tokens, which the model has hardly met, the
+story names the word. A word to include comes in the same way, as the last word of a clause that the story goes on from.
 
 Both directions read the story without its control prefix: a model that was told to end on a word finds every sentence
 likely that does, sense or no sense.
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,10 +41,9 @@ from .sampling_tiny_story import SMALLEST_TEMPERATURE, log_softmax, nucleus, sam
 from .story_tiny_story import Story, Vocabulary
 
 CLOSE_ID, BEGIN_ID = SPECIAL_TOKENS.index(CLOSE), SPECIAL_TOKENS.index(BEGIN)
-ROUNDS = (8, 16, 32)  # closings written; those of a further round only if none so far will do
-ENOUGH = 14.0  # a closing of at most this cost will do
+ROUNDS = (8, 8, 16)  # closings written; those of a further round only if none so far will do
 HOPELESS = 60.0  # cost from which on more of them are not tried
-NAMED = 16.0  # cost from which on a closing is hardly ever English: the word is then named instead
+ENOUGH = 16.0  # a closing of at most this cost will do; dearer ones are seldom English: the word is named instead
 NAMINGS = (  # "who" is the one the story is about
     'At the end of the day, {who} learned a new {kind}: "{word}"',
     'That night, {who} learned to spell a new {kind}: "{word}"',
@@ -88,6 +88,14 @@ class _Closing:
         return [*reversed(self.lead), *self.end]
 
 
+class _Best(NamedTuple):
+    """What is brought in: the least cost so far, its tokens, and their nats as they are read forwards."""
+
+    cost: float
+    tokens: list[int]
+    nats: float
+
+
 def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabulary) -> list[int]:
     """Tokens that lead from what is written to the target's words, those included; none if all cost too much.
 
@@ -96,17 +104,41 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
     """
     random = Random(0 if story.request.temperature < SMALLEST_TEMPERATURE else story.random.random())
     reader = decoder.fresh()
+    logits = reader.start([[vocabulary.bos, *story.ids]]).numpy()[0]  # (vocab,), what comes next
+    namings = _namings(target, story) if target.final else []
+    best, how = _Best(np.inf, [], 0.0), "backwards"
+    if not namings or len(vocabulary.word_ids(target.words)) == 1:  # of a word in pieces the model knows no use
+        best = _closing(target, story, reader, logits, random, vocabulary)
+    if best.cost > target.most:
+        story.plants = 0 if best.cost > HOPELESS else story.plants
+        return []
+    if namings and best.cost > ENOUGH:
+        tokens = vocabulary.encode(random.choice(namings))
+        nats = float(_reread([tuple(tokens)], True, reader, logits, vocabulary)[0].sum())
+        best, how = _Best(ENOUGH, tokens, nats), "named"
+    story.brought.append((len(story.ids), len(story.ids) + len(best.tokens), how))
+    story.log_probability -= best.nats
+    if target.final:
+        story.closing_cost = max(0.0, best.cost)
+    return best.tokens
+
+
+def _closing(
+    target: Target, story: Story, reader: Decoder, logits: np.ndarray, random: Random, vocabulary: Vocabulary
+) -> "_Best":
+    """The best of the closings, or clauses, that are written backwards from the target's words.
+
+    Args:
+        reader: of the story; logits: (vocab,), what comes next in it.
+    """
     texts = _ends(target, story)
     ends = [vocabulary.encode(text) for text in texts]
     forced = [[CLOSE_ID, *[vocabulary.eos] * target.final, *reversed(end)] for end in ends]
-    logits = reader.start([[vocabulary.bos, *story.ids]]).numpy()[0]  # (vocab,), what comes next
     opened = reader.fork([0] * len(ends), room=max(map(len, forced)))
     costs, after = _read(opened, forced)
     capitals = [not text.startswith(f" {target.words.rstrip(PUNCTUATION)}") for text in texts]
     costs += CAPITAL_COST * np.array(capitals)
-    best: tuple[float, list[int], float] = (np.inf, ends[0], 0.0)
-    how = "backwards"
-    hasty = np.isfinite(target.most) or (target.final and len(vocabulary.word_ids(target.words)) > 1)  # one round alone
+    best = _Best(np.inf, ends[0], 0.0)
     for number in ROUNDS:
         chosen = _spread(costs, number)
         closings = [_Closing(ends[end], texts[end], capitals[end]) for end in chosen]
@@ -118,21 +150,10 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
             forward = _reread(list(fitting), target.final, reader, logits, vocabulary)
             for closing, nats in zip(fitting.values(), forward, strict=True):
                 cost = _cost(closing, nats, target, story, vocabulary)
-                best = min(best, (cost, closing.tokens, float(nats.sum())))
-        if best[0] <= ENOUGH or best[0] > HOPELESS or hasty:
+                best = min(best, _Best(cost, closing.tokens, float(nats.sum())))
+        if best.cost <= ENOUGH or best.cost > HOPELESS or np.isfinite(target.most):
             break
-    if best[0] > target.most:
-        story.plants = 0 if best[0] > HOPELESS else story.plants
-        return []
-    if target.final and best[0] > NAMED and (namings := _namings(target, story)):
-        rows = [tuple(vocabulary.encode(text)) for text in namings]
-        totals = [float(nats.sum()) for nats in _reread(rows, True, reader, logits, vocabulary)]
-        best, how = (NAMED, list(rows[int(np.argmin(totals))]), min(totals)), "named"
-    story.brought.append((len(story.ids), len(story.ids) + len(best[1]), how))
-    story.log_probability -= best[2]
-    if target.final:
-        story.closing_cost = max(0.0, best[0])
-    return best[1]
+    return best
 
 
 def ending_cost(story: Story, decoder: Decoder, vocabulary: Vocabulary) -> float:

@@ -112,7 +112,7 @@ def test_a_word_to_include_is_brought_in_and_leaves_room(trained_model, vocabula
     ],
 )
 def test_a_word_without_a_use_is_named(trained_model, vocabulary, monkeypatch, words: str, named: str | None):
-    monkeypatch.setattr(closing_tiny_story, "NAMED", -np.inf)
+    monkeypatch.setattr(closing_tiny_story, "ENOUGH", -np.inf)
     monkeypatch.setattr(closing_tiny_story, "NAMINGS", closing_tiny_story.NAMINGS[:1])
     text = TEXT + " Mom saw Lily. She was sad."
 
