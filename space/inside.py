@@ -1,5 +1,6 @@
 """Looking inside a story: how sure the model was of each word, where the ending came from, and the drafts that lost."""
 
+import math
 from html import escape
 from itertools import takewhile
 from typing import Any
@@ -31,8 +32,8 @@ def look_inside(tale: Tale, details: dict[str, Any], drafts: list[dict[str, Any]
     st.altair_chart(sureness(words), alt="How sure the model was of each word, from the first to the last")
     if len(drafts) > 1:
         st.markdown(
-            "**Which drafts lost?** Each of these was the best of four. The one whose words and ending the model found "
-            "likeliest, on the whole, was shown."
+            "**Which drafts lost?** Each of these was the best of four. The one whose words after the opening, and whose "
+            "ending, the model found likeliest was shown."
         )
         st.altair_chart(contest(drafts), alt="How likely the model found each draft")
         for number, draft in enumerate(drafts[1:], 2):
@@ -107,7 +108,7 @@ def contest(drafts: list[dict[str, Any]]) -> altair.Chart:
     rows = [
         {
             "draft": f"draft {number}" + (", shown" if number == 1 else ""),
-            "likelihood": 2.718281828 ** draft["log_probability"],
+            "likelihood": math.exp(draft["score"]),
             "chosen": number == 1,
             "end": draft["story"][-60:],
         }
@@ -119,7 +120,7 @@ def contest(drafts: list[dict[str, Any]]) -> altair.Chart:
         .encode(
             x=altair.X(
                 "likelihood:Q",
-                title="how likely a word was (geometric mean)",
+                title="how likely a word was (geometric mean), less what an odd ending takes",
                 axis=altair.Axis(format="%", tickCount=5),
             ),
             y=altair.Y("draft:N", title=None, sort=None),
