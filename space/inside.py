@@ -32,8 +32,8 @@ def look_inside(tale: Tale, details: dict[str, Any], drafts: list[dict[str, Any]
     st.altair_chart(sureness(words), alt="How sure the model was of each word, from the first to the last")
     if len(drafts) > 1:
         st.markdown(
-            "**Which drafts lost?** Each of these was the best of four. The one whose words after the opening, and whose "
-            "ending, the model found likeliest was shown."
+            "**Which drafts lost?** Each of these was the best of four. The one whose words after the opening, and "
+            "whose ending, the model found likeliest was shown."
         )
         st.altair_chart(contest(drafts), alt="How likely the model found each draft")
         for number, draft in enumerate(drafts[1:], 2):
