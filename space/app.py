@@ -120,7 +120,7 @@ def more_wishes() -> None:
         help="Modern is the better writer; classic the original architecture.",
     )
     left, right = st.columns(2)
-    left.select_slider("Drafts the best is chosen from", [1, 4, 8, NUM_DRAFTS, 16], NUM_DRAFTS, key="num_drafts")
+    left.select_slider("Drafts the best is chosen from", [1, 4, NUM_DRAFTS, 12, 16], NUM_DRAFTS, key="num_drafts")
     right.text_input(
         "Seed", key="seed", max_chars=12, placeholder="by chance", help="The same wishes and seed, the same story."
     )

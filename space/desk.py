@@ -20,7 +20,7 @@ from tale import MAX_STEPS, Step, Tale, TaleError, sentences
 from wishes import SEEDS, Wishes
 
 TRIES = 3  # times drafts are drawn until one has no word that is unfit for children
-NUM_DRAFTS = 12  # usually: as many as fit into half a second of one thread
+NUM_DRAFTS = 8  # usually: as many as fit into half a second of one thread
 MANY_READERS = 1  # in line: from then on each gets one draft
 CANDIDATES = 4  # drafts of which the likeliest is closed and looked at further
 MANY = 20  # stories whose drafts stay on the desk
