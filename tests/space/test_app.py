@@ -130,7 +130,7 @@ def test_a_long_line_makes_for_fewer_drafts(monkeypatch: pytest.MonkeyPatch):
     for readers in (0, 1, 2, 9):
         monkeypatch.setattr(engine.Engine, "readers", readers)
         page = ask(page, "The little fox", "home", seed="3")
-    assert asked == [12, 4, 1, 1]
+    assert asked == [8, 4, 1, 1]
 
 
 def test_a_wrong_seed_is_said():
