@@ -125,7 +125,7 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
 
 def _closing(
     target: Target, story: Story, reader: Decoder, logits: np.ndarray, random: Random, vocabulary: Vocabulary
-) -> "_Best":
+) -> _Best:
     """The best of the closings, or clauses, that are written backwards from the target's words.
 
     Args:

@@ -139,8 +139,8 @@ class StoryRequest:
         stop_at_first: stop where the ending is first written, in mid-sentence too, without a search for it.
         seed: of the story's random numbers.
         temperature: 0 takes the likeliest token each time; above, sampling gets bolder. The first fifth of a story is
-            drawn at twice of it, within the nucleus it has by itself, so that stories differ. The last 41 % of a story
-            with an ending are drawn at half of it: any of their sentences may have to close the story.
+            drawn at twice of this, among the words that would be drawn anyway, so that stories differ. The last 41 % of
+            a story with an ending are drawn at half of it: any of their sentences may have to close the story.
         top_p: sample from the likeliest tokens that together have this probability (Holtzman et al. 2020).
         dry_multiplier: strength of the guard against loops (see `repetition_penalties`); 0 turns it off.
 

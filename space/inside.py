@@ -69,7 +69,7 @@ def ending(tale: Tale, words: list[dict[str, Any]]) -> str:
             "from them: of several such ways to get there, the one that it found likeliest."
         )
     if words[-1]["origin"] == "named":
-        return "The model found no sentence for your word, so it is named in one of three that are always at hand."
+        return "The model knows no good sentence for your word: it is named in one of three that are always at hand."
     if any(word["origin"] == "planned" for word in words):
         return "It was told your ending before the first word, and came to it by itself."
     return "It ended where it liked." if tale.finish_reason == "eos" else "It stopped there, without a plan."
