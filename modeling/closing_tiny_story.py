@@ -4,8 +4,9 @@ A sentence that must end on a word is best written from that word. The model has
 the story so far and `<close>` come the end of the story, the stop, the reader's words from the last to the first, and
 then whatever leads to them, back to `<begin>`. `bring_in` samples some such closings side by side, turns them round,
 and takes the one that the same model, reading forwards, finds likeliest after this story: each direction is blind where
-the other sees. If even that one is hardly English, and for words of several tokens, which the model has hardly met, the
-story names the word. A word to include comes in the same way, as the last word of a clause that the story goes on from.
+the other sees. If even that one is hardly English, the story names the word. A word to include comes in the same way,
+as the last word of a clause that the story goes on from; so does a rare ending, early, to prepare it. Of a word of
+several tokens the model knows no use: somebody learns it early in the story, and remembers it at the end.
 
 Both directions read the story without its control prefix: a model that was told to end on a word finds every sentence
 likely that does, sense or no sense.
@@ -44,12 +45,26 @@ CLOSE_ID, BEGIN_ID = SPECIAL_TOKENS.index(CLOSE), SPECIAL_TOKENS.index(BEGIN)
 ROUNDS = (8, 8, 16)  # closings written; those of a further round only if none so far will do
 HOPELESS = 60.0  # cost from which on more of them are not tried
 ENOUGH = 16.0  # a closing of at most this cost will do; dearer ones are seldom English: the word is named instead
-NAMINGS = (  # "who" is the one the story is about
+LEARNT = (  # early in the story; "who" is the one it is about
+    '{who} had just learned a new {kind}: "{word}"',
+    'That day, {who} learned a new {kind}: "{word}"',
+)
+REMEMBERED = (
+    'And {who} never forgot the new {kind}: "{word}"',
+    'At the end of the day, {who} still remembered the new {kind}: "{word}"',
+    'That night, {who} whispered the new {kind} once more: "{word}"',
+)
+NAMINGS = (  # if nobody has learnt it
     'At the end of the day, {who} learned a new {kind}: "{word}"',
     'That night, {who} learned to spell a new {kind}: "{word}"',
     'And {who} learned a new {kind} that day: "{word}"',
 )
 NAME = re.compile(r"(?<=[a-z,] )(?!Mom|Dad|Mum|Mr|Mrs|I\b)[A-Z][a-z]+\b")
+HERO = re.compile(
+    r"\b(?:[Tt]he|[Aa]) (?:[a-z]+,? ){0,2}(boy|girl|man|woman|lady|king|queen|prince|princess|dog|puppy|cat|kitten|"
+    r"bird|duck|owl|bear|bunny|rabbit|mouse|fox|frog|fish|turtle|lion|monkey|elephant|squirrel|horse|pig|cow|dragon|"
+    r"fairy|robot|monster)\b"
+)  # of stories without a name
 LEAD_TOKENS = 32  # before the reader's words, at most
 TEMPERATURE, TOP_P = 0.9, 0.95  # they are sampled at
 STOPS = (".", "!", "?", '."', '!"', '?"')
@@ -70,6 +85,11 @@ class Target:
     words: str
     final: bool
     most: float = np.inf  # cost from which on it is better left out
+
+    @property
+    def prepares(self) -> bool:
+        """Whether it prepares the ending, and can be left out."""
+        return bool(np.isfinite(self.most))
 
 
 @dataclass
@@ -102,22 +122,30 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
     Args:
         decoder: any of the story's model.
     """
+    in_pieces = len(vocabulary.word_ids(target.words)) > 1
+    who = _about(target, story)
+    if target.prepares and in_pieces and not who:
+        return []  # nobody has a name yet
     random = Random(0 if story.request.temperature < SMALLEST_TEMPERATURE else story.random.random())
     reader = decoder.fresh()
     logits = reader.start([[vocabulary.bos, *story.ids]]).numpy()[0]  # (vocab,), what comes next
-    namings = _namings(target, story) if target.final else []
+    namings = _namings(target, story, who or "everyone") if target.final or (target.prepares and in_pieces) else []
     best, how = _Best(np.inf, [], 0.0), "backwards"
-    if not namings or len(vocabulary.word_ids(target.words)) == 1:  # of a word in pieces the model knows no use
+    if not (namings and in_pieces):
         best = _closing(target, story, reader, logits, random, vocabulary)
-    if best.cost > target.most:
-        story.plants = 0 if best.cost > HOPELESS else story.plants
-        return []
     if namings and best.cost > ENOUGH:
         tokens = vocabulary.encode(random.choice(namings))
-        nats = float(_reread([tuple(tokens)], True, reader, logits, vocabulary)[0].sum())
+        nats = float(_reread([tuple(tokens)], target.final, reader, logits, vocabulary)[0].sum())
         best, how = _Best(ENOUGH, tokens, nats), "named"
+        story.learner = who
+    if best.cost > target.most:
+        story.plants = 0 if best.cost > HOPELESS else story.plants - 1
+        return []
     story.brought.append((len(story.ids), len(story.ids) + len(best.tokens), how))
     story.log_probability -= best.nats
+    if target.prepares:
+        unjudged, log_probability = story.unjudged
+        story.unjudged = (unjudged + len(best.tokens), log_probability - best.nats)
     if target.final:
         story.closing_cost = max(0.0, best.cost)
     return best.tokens
@@ -151,7 +179,7 @@ def _closing(
             for closing, nats in zip(fitting.values(), forward, strict=True):
                 cost = _cost(closing, nats, target, story, vocabulary)
                 best = min(best, _Best(cost, closing.tokens, float(nats.sum())))
-        if best.cost <= ENOUGH or best.cost > HOPELESS or np.isfinite(target.most):
+        if best.cost <= ENOUGH or best.cost > HOPELESS or target.prepares:
             break
     return best
 
@@ -286,18 +314,27 @@ def _fits(closing: _Closing, target: Target, story: Story) -> bool:
     return quoted and closes_sentence(text) and ends_with(text, target.words) and keeps_capitals(text, target.words)
 
 
-def _namings(target: Target, story: Story) -> list[str]:
+def _about(target: Target, story: Story) -> str:
+    """Who has learnt the word, or else whom the story tells of most often; "" if nobody."""
+    typed = target.words.rstrip(PUNCTUATION).lower()
+    names = [name for name in NAME.findall(story.text) if name.lower() != typed]
+    names = names or [f"the {hero}" for hero in HERO.findall(story.text) if hero != typed]
+    return story.learner or next((name for name, _ in Counter(names).most_common(1)), "")
+
+
+def _namings(target: Target, story: Story, who: str) -> list[str]:
     """Sentences that name the ending, if it is one word, for words that the model knows no use of."""
     typed = target.words.rstrip(PUNCTUATION)
     word = typed + (target.words[len(typed) :] or ".")
     if count_words(typed) > 1 or '"' in word or not closes_sentence(story.text):
         return []
-    names = Counter(name for name in NAME.findall(story.text) if name.lower() != typed.lower())
     kind = "name" if typed[0].isupper() and not typed.isupper() else "word"
-    who = max(names, key=names.__getitem__, default="everyone")
     blank = "" if story.text[-1:].isspace() else " "
-    texts = [blank + naming.format(who=who, kind=kind, word=word) for naming in NAMINGS]
-    return [text for text in texts if count_words(text) <= story.words_left and closes_sentence(text)]
+    namings = LEARNT if target.prepares else REMEMBERED if story.learner else NAMINGS
+    texts = [naming.format(who=who, kind=kind, word=word) for naming in namings]
+    texts = [blank + text[0].upper() + text[1:] for text in texts]
+    room = story.words_left - story.ending_words * target.prepares
+    return [text for text in texts if count_words(text) <= room and closes_sentence(text)]
 
 
 def _reread(

@@ -7,10 +7,13 @@ after a sentence that closes on the ending, with every word to include told. Whe
 ending, or a clause from the word. A rare ending is prepared: the story tells of its word early, if that can be done
 well. Words are given out only when they are final, so a stream never takes anything back.
 
+Drafts of one story compete while they are written: again and again the less likely half goes on from the likelier half.
+
 Every story draws from its own random numbers: it comes out the same alone or in a batch.
 """
 
 from collections.abc import Iterator
+from itertools import count, groupby
 from random import Random
 
 import numpy as np
@@ -50,6 +53,10 @@ PLANT_WORDS, PLANT_LATEST = 8, 0.4  # told at least, and of the words there are 
 PLANT_COST = 22.0  # of `bring_in`; dearer is hardly ever English
 SENTENCE_WORDS = 12  # a whole sentence that fewer words could follow is a better place to stop than a word
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
+# Drafts are compared while they are written, as the particles of a sequential Monte Carlo sampler are (Lew et al. 2023,
+# arXiv 2306.03081), but the likelier half always wins.
+STAGE_TOKENS = 12  # between two comparisons
+LEAST_JUDGED = 12  # tokens by which a draft can be compared
 
 
 @torch.inference_mode()
@@ -59,17 +66,19 @@ def write_stories(
     requests: list[StoryRequest],
     precision: Precision = "auto",
     close: bool = True,
+    drafts: int = 1,
 ) -> Iterator[tuple[int, str, Story]]:
     """Write stories side by side.
 
     Args:
         precision: as in `open_decoder`.
+        drafts: so many requests after one another are of one story, but for their seeds, and compete.
         close: also write the closing sentences that the stories need. If not, such a story stops before it, with "open"
             as its finish_reason, until `close_story`: drafts that will not be chosen need none.
 
     Yields:
-        (index of the request, next piece of its text, the story so far); the first piece is the start. When the
-        iterator ends, every story has its `finish_reason`.
+        (index of the request, next piece of its text, the story so far); the first piece is the start. Of drafts that
+        compete nothing is final before they are finished. When the iterator ends, every story has its `finish_reason`.
 
     Raises:
         ValueError: a start or an ending does not fit into the model's context.
@@ -90,7 +99,7 @@ def write_stories(
     rows = list(range(len(stories)))  # story of each row of the decoder
     room = round(TOKENS_PER_WORD * max(request.max_words for request in requests))
     logits = decoder.start(prompts, min(room, max(limits))).numpy()  # (rows, vocab)
-    while True:
+    for step in count(1):
         logits[:, unknown] = -np.inf
         finished = []
         for row, index in enumerate(rows):
@@ -98,7 +107,7 @@ def write_stories(
             _advance(story, decoder, logits[row], vocabulary, full=len(story.ids) >= limits[index], close=close)
             if story.finish_reason:
                 finished.append(row)
-            yield index, story.give(), story
+            yield index, story.give() if drafts == 1 or story.finish_reason else "", story
         if finished:
             keep = list(range(len(rows)))
             for row in reversed(finished):  # the last row takes its place: less to move
@@ -108,7 +117,30 @@ def write_stories(
             if not rows:
                 return
             decoder.keep(keep)
+        if drafts > 1 and step % STAGE_TOKENS == 0:
+            decoder.keep(_compete(stories, rows, drafts))
         logits = decoder.step([stories[index].ids[-1] for index in rows]).numpy()
+
+
+def _compete(stories: list[Story], rows: list[int], drafts: int) -> list[int]:
+    """Of each story's drafts, let the less likely half go on from the likelier half.
+
+    Args:
+        rows: the draft in each row; those that are finished have none.
+
+    Returns:
+        The row from which each row goes on.
+    """
+    leaders = list(range(len(rows)))
+    ripe = [row for row, index in enumerate(rows) if stories[index].num_judged >= LEAST_JUDGED]
+    ranked = sorted(ripe, key=lambda row: (rows[row] // drafts, -stories[rows[row]].mean_judged, rows[row]))
+    for _, group in groupby(ranked, key=lambda row: rows[row] // drafts):
+        competing = list(group)
+        ahead = (len(competing) + 1) // 2
+        for leader, row in zip(competing, competing[ahead:], strict=False):
+            stories[rows[row]].follow(stories[rows[leader]])
+            leaders[row] = leader
+    return leaders
 
 
 def plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig) -> tuple[list[int], list[int], int]:
@@ -168,9 +200,9 @@ def _advance(
             story.log_probability += float(log_softmax(logits)[token])
             story.write(token, vocabulary)
             if _opens(story):
-                story.opening = (len(story.ids) - story.num_given, story.log_probability)
+                story.unjudged = (len(story.ids) - story.num_given, story.log_probability)
             return
-        story.searches += isinstance(step, Target) and not np.isfinite(step.most)
+        story.searches += isinstance(step, Target) and not step.prepares
     story.write(story.pending.pop(0), vocabulary)
     story.whole_word = not story.pending
 
@@ -251,7 +283,6 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
     if may_end and timely and ends_with(text, request.end) and keeps_capitals(text, request.end):
         return "ending"
     if closed and not stops and _may_plant(story):
-        story.plants -= 1
         return Target(vocabulary.with_capital(request.end), final=False, most=PLANT_COST)
     if not missing and not planned:
         if stops:

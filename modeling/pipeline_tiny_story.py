@@ -44,23 +44,26 @@ class StoryGenerationPipeline(Pipeline):
         end, max_words, include, length, stop_at_first, temperature, top_p, dry_multiplier: as in `StoryRequest`, for
             every story of the call.
         num_stories: stories for each start.
-        num_candidates: stories drawn for each story given; the one the model finds likeliest, token for token, is kept,
-            its closing sentence counting most.
-        seed: of the first story; the next ones count up from it. None draws one. The result names its own story's:
-            with num_candidates=1 it gives that story again.
-        batch_size: stories written side by side, which changes their speed, not their words. None: 16; but the stories
-            of one start where the next may have to be waited for, as of a generator.
+        num_candidates: drafts of each story. They compete while they are written, the less likely half going on from
+            the likelier half every few words; of what comes of them the one is kept that the model finds likeliest,
+            token for token, its closing sentence counting most.
+        seed: of the first story; the next ones count up from it. None draws one. The result names its own story's: with
+            it and the same num_candidates the story comes again.
+        batch_size: stories written side by side, which changes their speed, not their words; all drafts of one story
+            are, whatever their number. None: 16; but the stories of one start where the next may have to be waited for,
+            as of a generator.
         precision: "auto", "native", "int8" or "full", as in `open_decoder`.
-        details: also tell how sure the model was of each word; takes about as long again as the story (see
-            `story_details`).
+        details: also tell how sure the model was of each word, which takes about as long again as the story (see
+            `story_details`), and which drafts lost.
 
     Returns:
         {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "log_probability",
-        "score", "seed"} and, if asked for, "details". num_searches are the times that a word or the ending did not
-        come by itself, log_probability is the mean of the tokens written, in nats, score what candidates are chosen by:
-        the same of those after the opening, less what an unlikely closing sentence takes away. A list of them if
-        num_stories is above 1; for a list, a list with the one or the other for each; for what comes one by one, an
-        iterator that tells as it goes.
+        "score", "seed"} and, if asked for, "details", with "rejected" in it: {"story", "score"} of the drafts that were
+        finished and lost, the best first. num_searches are the times that a word or the ending did not come by itself,
+        log_probability is the mean of the tokens written, in nats, score what candidates are chosen by: the same of
+        those after the opening, less what an unlikely closing sentence takes away. A list of them if num_stories is
+        above 1; for a list, a list with the one or the other for each; for what comes one by one, an iterator that
+        tells as it goes.
 
     Raises:
         ValueError: what cannot be done, before any work; of what comes one by one, when it has come.
@@ -145,7 +148,7 @@ class StoryGenerationPipeline(Pipeline):
             raise ValueError(f"precision must be one of {get_args(Precision)}, got {of_decoder['precision']!r}")
         of_result: dict[str, Any] = dict(of_decoder)
         if "num_candidates" in kwargs:
-            of_decoder["close"] = kwargs["num_candidates"] == 1  # else the best of them are closed, in `postprocess`
+            of_decoder["drafts"] = kwargs["num_candidates"]
         of_result |= {name: kwargs[name] for name in ("num_stories", "num_candidates") if name in kwargs}
         if "details" in kwargs:
             of_result["details"] = bool(kwargs.pop("details"))
@@ -170,9 +173,10 @@ class StoryGenerationPipeline(Pipeline):
                     raise ValueError(f"story {number} (counted from 0): {problem}") from problem
 
         waiting = iter(list(requests())) if isinstance(inputs, list) else requests()
-        group = postprocess_params.get("num_stories", 1) * postprocess_params.get("num_candidates", 1)
+        drafts = postprocess_params.get("num_candidates", 1)
+        group = postprocess_params.get("num_stories", 1) * drafts
         told: list[Story] = []
-        while batch := list(islice(waiting, batch_size)):
+        while batch := list(islice(waiting, max(1, batch_size // drafts) * drafts)):
             told += self.forward(batch, **forward_params)
             while len(told) >= group:
                 yield self.postprocess(told[:group], **postprocess_params)
@@ -207,8 +211,9 @@ class StoryGenerationPipeline(Pipeline):
             for candidate in range(num_candidates)
         ]
 
-    def _forward(self, requests: list[StoryRequest], precision: Precision = "auto", close: bool = True) -> list[Story]:
-        written = write_stories(self.model, self.tokenizer, requests, precision, close)
+    def _forward(self, requests: list[StoryRequest], precision: Precision = "auto", drafts: int = 1) -> list[Story]:
+        close = drafts == 1  # else the best of them are closed, in `postprocess`
+        written = write_stories(self.model, self.tokenizer, requests, precision, close, drafts)
         stories = {index: story for index, _, story in written}
         return [stories[index] for index in range(len(requests))]
 
@@ -221,16 +226,17 @@ class StoryGenerationPipeline(Pipeline):
         precision: Precision = "auto",
     ) -> Any:
         """The result of one start: the best of each story's candidates."""
-        groups = [stories[i : i + num_candidates] for i in range(0, len(stories), num_candidates)]
-        chosen = [self._best(group, precision) for group in groups]
-        results = [self._result(story) for story in chosen]
-        if details:
-            for result, story in zip(results, chosen, strict=True):
-                result["details"] = story_details(self.model, self.tokenizer, story)
+        results = []
+        for first in range(0, len(stories), num_candidates):
+            best, *rejected = self._ranked(stories[first : first + num_candidates], precision)
+            results.append(self._result(best) | {"seed": stories[first].request.seed})
+            if details:
+                lost = [{"story": story.text, "score": self._score(story)} for story in rejected]
+                results[-1]["details"] = story_details(self.model, self.tokenizer, best) | {"rejected": lost}
         return results if num_stories > 1 else results[0]
 
-    def _best(self, candidates: list[Story], precision: Precision) -> Story:
-        """The best of some candidates; only the likeliest of them are closed, where that is still to be done."""
+    def _ranked(self, candidates: list[Story], precision: Precision) -> list[Story]:
+        """The likeliest of some candidates, the best first; only they are closed, where that is still to be done."""
         hopeful = sorted(candidates, key=self._score, reverse=True)[: max(1, len(candidates) // CLOSED_SHARE)]
         if len(candidates) > 1 and candidates[0].request.planned_end:
             decoder = open_decoder(self.model, precision)
@@ -241,14 +247,14 @@ class StoryGenerationPipeline(Pipeline):
                         close_story(story, decoder, vocabulary)
                     elif story.finish_reason == "ending":
                         story.closing_cost = ending_cost(story, decoder, vocabulary)
-        return max(hopeful, key=self._score)
+        return sorted(hopeful, key=self._score, reverse=True)
 
     @staticmethod
     def _score(story: Story) -> float:
         """What candidates are chosen by: one that reached its limit stands behind all that ended."""
         cut_off = 1000.0 if story.finish_reason == "length" else 0.0
         closing = CLOSING_SHARE * story.closing_cost if story.request.planned_end else 0.0
-        return story.mean_after_opening - closing - cut_off
+        return story.mean_judged - closing - cut_off
 
     @classmethod
     def _result(cls, story: Story) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Story:
     plants: int = 0  # times its ending's word may still be tried early in the story
     brought: list[tuple[int, int, str]] = field(default_factory=list)  # what `bring_in` gave: tokens [from, to), how
     log_probability: float = 0.0  # of the tokens written, in nats; of what was brought in, as it is read forwards
-    opening: tuple[int, float] = (0, 0.0)  # tokens of its opening, and their log probability
+    unjudged: tuple[int, float] = (0, 0.0)  # its opening, and what prepared its ending: tokens, and their nats
+    learner: str = ""  # who has learnt the ending early in the story, a word that it can only name
     closing_cost: float = 8.0  # nats of its ending beyond the usual (`bring_in`); one that came by itself costs little
     whole_word: bool = False  # the text ends on a word that must not be lengthened to another one
     pending: list[int] = field(default_factory=list)  # tokens that are settled, still to be written
@@ -61,10 +62,19 @@ class Story:
         return self.log_probability / max(1, len(self.ids) - self.num_given)
 
     @property
-    def mean_after_opening(self) -> float:
-        """The mean log probability of the tokens written after the opening, in nats."""
-        tokens, log_probability = self.opening
-        return (self.log_probability - log_probability) / max(1, len(self.ids) - self.num_given - tokens)
+    def num_judged(self) -> int:
+        """Tokens that say how likely the story is: those after its opening, less what prepared its ending."""
+        return len(self.ids) - self.num_given - self.unjudged[0]
+
+    @property
+    def mean_judged(self) -> float:
+        """The mean log probability of those, in nats."""
+        return (self.log_probability - self.unjudged[1]) / max(1, self.num_judged)
+
+    def follow(self, leader: "Story") -> None:
+        """Go on from where another telling of the same wish is, with random numbers of its own."""
+        told = {name: value.copy() if isinstance(value, list) else value for name, value in vars(leader).items()}
+        vars(self).update(told | {"request": self.request, "random": self.random})
 
     def words_needed(self, missing: list[str]) -> int:
         """Words of what the story must still hold: the words to include that are missing, and its ending."""
