@@ -5,8 +5,8 @@ the story so far and `<close>` come the end of the story, the stop, the reader's
 then whatever leads to them, back to `<begin>`. `bring_in` samples some such closings side by side, turns them round,
 and takes the one that the same model, reading forwards, finds likeliest after this story: each direction is blind where
 the other sees. If even that one is hardly English, the story names the word. A word to include comes in the same way,
-as the last word of a clause that the story goes on from; so does a rare ending, early, to prepare it. Of a word of
-several tokens the model knows no use: somebody learns it early in the story, and remembers it at the end.
+as the last word of a clause that the story goes on from; so does a rare ending, early, to prepare it. Of some words the
+model knows no use: such a word somebody learns early in the story, and remembers at the end.
 
 Both directions read the story without its control prefix: a model that was told to end on a word finds every sentence
 likely that does, sense or no sense.
@@ -45,6 +45,7 @@ CLOSE_ID, BEGIN_ID = SPECIAL_TOKENS.index(CLOSE), SPECIAL_TOKENS.index(BEGIN)
 ROUNDS = (8, 8, 16)  # closings written; those of a further round only if none so far will do
 HOPELESS = 60.0  # cost from which on more of them are not tried
 ENOUGH = 16.0  # a closing of at most this cost will do; dearer ones are seldom English: the word is named instead
+STRANGE = 12.0  # nats of a word before a story's last full stop, from which on the model knows no use of it
 LEARNT = (  # early in the story; "who" is the one it is about
     '{who} had just learned a new {kind}: "{word}"',
     'That day, {who} learned a new {kind}: "{word}"',
@@ -63,7 +64,7 @@ NAME = re.compile(r"(?<=[a-z,] )(?!Mom|Dad|Mum|Mr|Mrs|I\b)[A-Z][a-z]+\b")
 HERO = re.compile(
     r"\b(?:[Tt]he|[Aa]) (?:[a-z]+,? ){0,2}(boy|girl|man|woman|lady|king|queen|prince|princess|dog|puppy|cat|kitten|"
     r"bird|duck|owl|bear|bunny|rabbit|mouse|fox|frog|fish|turtle|lion|monkey|elephant|squirrel|horse|pig|cow|dragon|"
-    r"fairy|robot|monster)\b"
+    r"fairy|robot|monster|daughter|son|brother|sister|farmer|chef|teacher|baby)\b"
 )  # of stories without a name
 LEAD_TOKENS = 32  # before the reader's words, at most
 TEMPERATURE, TOP_P = 0.9, 0.95  # they are sampled at
@@ -73,6 +74,7 @@ TOKEN_NATS = 1.3  # a token's usual cost: a closing is not better for being shor
 CREDIT = 0.2  # nats below it that count at most: no run of likely words makes up for a wrong one
 SURPRISE = 6.0  # nats of a token from which on its cost counts twice
 CAPITAL_COST = 5.0  # nats by which a capital that the reader did not type must be likelier
+REMEMBERED_COST = 4.0  # of an ending that somebody has learnt: as sensible as a closing that costs little
 STRANGE_COST = 12.0  # nats, of an ending that is a word of several tokens: of those the model knows no use
 AGAIN_COST = 16.0  # nats, of an ending that is a word its sentence has already
 SAID_COST = 50.0  # nats, of a sentence that the story holds already, and of a word that stands twice in a row
@@ -122,21 +124,20 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
     Args:
         decoder: any of the story's model.
     """
-    in_pieces = len(vocabulary.word_ids(target.words)) > 1
     who = _about(target, story)
-    if target.prepares and in_pieces and not who:
-        return []  # nobody has a name yet
+    if target.prepares and story.strange and not who:
+        return []  # the story tells of nobody yet
     random = Random(0 if story.request.temperature < SMALLEST_TEMPERATURE else story.random.random())
     reader = decoder.fresh()
     logits = reader.start([[vocabulary.bos, *story.ids]]).numpy()[0]  # (vocab,), what comes next
-    namings = _namings(target, story, who or "everyone") if target.final or (target.prepares and in_pieces) else []
+    namings = _namings(target, story, who or "everyone") if target.final or (target.prepares and story.strange) else []
     best, how = _Best(np.inf, [], 0.0), "backwards"
-    if not (namings and in_pieces):
+    if not (namings and story.strange):
         best = _closing(target, story, reader, logits, random, vocabulary)
     if namings and best.cost > ENOUGH:
         tokens = vocabulary.encode(random.choice(namings))
         nats = float(_reread([tuple(tokens)], target.final, reader, logits, vocabulary)[0].sum())
-        best, how = _Best(ENOUGH, tokens, nats), "named"
+        best, how = _Best(REMEMBERED_COST if story.learner else ENOUGH, tokens, nats), "named"
         story.learner = who
     if best.cost > target.most:
         story.plants = 0 if best.cost > HOPELESS else story.plants - 1
@@ -149,6 +150,19 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
     if target.final:
         story.closing_cost = max(0.0, best.cost)
     return best.tokens
+
+
+def is_strange(words: str, decoder: Decoder, vocabulary: Vocabulary) -> bool:
+    """Whether the model knows no use of a word: it has several tokens, or hardly ever closes a story.
+
+    Args:
+        decoder: any of the model.
+    """
+    ids = vocabulary.word_ids(words)
+    if len(ids) != 1:
+        return len(ids) > 1
+    logits = decoder.fresh().start([[vocabulary.bos, CLOSE_ID, vocabulary.eos, *vocabulary.encode(".")]]).numpy()[0]
+    return bool(log_softmax(logits)[ids[0]] < -STRANGE)
 
 
 def _closing(

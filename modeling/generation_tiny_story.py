@@ -13,6 +13,7 @@ Every story draws from its own random numbers: it comes out the same alone or in
 """
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import count, groupby
 from random import Random
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .closing_tiny_story import LEAD_TOKENS, Target, bring_in
+from .closing_tiny_story import LEAD_TOKENS, Target, bring_in, is_strange
 from .control_tiny_story import MAX_INCLUDE, NAMED_LENGTHS, control_prefix, fitting_bucket
 from .decoder_tiny_story import Decoder, Precision, open_decoder
 from .request_tiny_story import (
@@ -56,7 +57,7 @@ CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with
 # Drafts are compared while they are written, as the particles of a sequential Monte Carlo sampler are (Lew et al. 2023,
 # arXiv 2306.03081), but the likelier half always wins.
 STAGE_TOKENS = 12  # between two comparisons
-LEAST_JUDGED = 12  # tokens by which a draft can be compared
+LEAST_JUDGED = 12  # tokens by which a draft can be compared; late ones go on alone, to close in different ways
 
 
 @torch.inference_mode()
@@ -86,11 +87,13 @@ def write_stories(
     vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
     unknown = slice(len(tokenizer), None)  # logits that stand for no token
     decoder = open_decoder(model, precision)
+    strange = cache(lambda words: is_strange(words, decoder, vocabulary))
     stories, prompts, limits = [], [], []
     for request in requests:
         prefix, ids, limit = plan(request, vocabulary, model.config)
         stories.append(Story(request, ids, request.start, Random(request.seed), whole_word=request.start[-1].isalnum()))
-        stories[-1].plants = PLANT_TRIES if _is_rare(vocabulary.word_ids(request.planned_end or "")) else 0
+        if _is_rare(vocabulary.word_ids(request.planned_end or "")):
+            stories[-1].plants, stories[-1].strange = PLANT_TRIES, strange(request.end)
         prompts.append([*prefix, tokenizer.bos_token_id, *ids])
         limits.append(limit)
     for index, story in enumerate(stories):
@@ -132,7 +135,11 @@ def _compete(stories: list[Story], rows: list[int], drafts: int) -> list[int]:
         The row from which each row goes on.
     """
     leaders = list(range(len(rows)))
-    ripe = [row for row, index in enumerate(rows) if stories[index].num_judged >= LEAST_JUDGED]
+    ripe = [
+        row
+        for row, index in enumerate(rows)
+        if stories[index].num_judged >= LEAST_JUDGED and not _is_late(stories[index])
+    ]
     ranked = sorted(ripe, key=lambda row: (rows[row] // drafts, -stories[rows[row]].mean_judged, rows[row]))
     for _, group in groupby(ranked, key=lambda row: rows[row] // drafts):
         competing = list(group)
@@ -243,10 +250,14 @@ def _opens(story: Story) -> bool:
     return told < OPENING * (story.request.max_words - story.words_given)
 
 
+def _is_late(story: Story) -> bool:
+    """Whether few of the words there were to write are left."""
+    return story.words_left <= LATE * (story.request.max_words - story.words_given)
+
+
 def _closes_soon(story: Story) -> bool:
     """Whether the story waits for its ending and is late."""
-    request = story.request
-    return bool(request.planned_end) and story.words_left <= LATE * (request.max_words - story.words_given)
+    return bool(story.request.planned_end) and _is_late(story)
 
 
 def _is_rare(ids: list[int]) -> bool:

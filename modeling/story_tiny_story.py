@@ -39,7 +39,8 @@ class Story:
     brought: list[tuple[int, int, str]] = field(default_factory=list)  # what `bring_in` gave: tokens [from, to), how
     log_probability: float = 0.0  # of the tokens written, in nats; of what was brought in, as it is read forwards
     unjudged: tuple[int, float] = (0, 0.0)  # its opening, and what prepared its ending: tokens, and their nats
-    learner: str = ""  # who has learnt the ending early in the story, a word that it can only name
+    strange: bool = False  # its ending is a word that the model knows no use of
+    learner: str = ""  # who has learnt that word early in the story
     closing_cost: float = 8.0  # nats of its ending beyond the usual (`bring_in`); one that came by itself costs little
     whole_word: bool = False  # the text ends on a word that must not be lengthened to another one
     pending: list[int] = field(default_factory=list)  # tokens that are settled, still to be written

@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -161,7 +162,7 @@ def test_drafts_compete(tell: Pipeline):
     assert len(openings[0]) > len(openings[1])
     # Whose text changed took over another draft's, to the letter.
     took_over = 0
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         for index, text in before.items():
             if not after[index].startswith(text):
                 took_over += 1
