@@ -17,7 +17,7 @@ from desk import (
     desk_of,
     tell_what_is_asked,
 )
-from engine import Engine, chosen_model
+from engine import MAX_DRAFTS, Engine, chosen_model
 from inside import look_inside
 from keep import as_markdown, as_page, as_pdf, as_picture, as_text, file_name
 from share import to_link
@@ -64,7 +64,7 @@ def main() -> None:
         if side_by_side:
             compare(desk, desk.tale)
         if inside and (details := desk.details(engine, desk.tale)):
-            look_inside(desk.tale, details, desk.drafts.get(desk.tale.key, []))
+            look_inside(desk.tale, details)
     show_shelf(desk)
     page.foot(chosen_model()[0])
 
@@ -120,7 +120,7 @@ def more_wishes() -> None:
         help="Modern is the better writer; classic the original architecture.",
     )
     left, right = st.columns(2)
-    left.select_slider("Drafts the best is chosen from", [1, 4, NUM_DRAFTS, 12, 16], NUM_DRAFTS, key="num_drafts")
+    left.select_slider("Drafts that compete", [1, 4, NUM_DRAFTS, 12, MAX_DRAFTS], NUM_DRAFTS, key="num_drafts")
     right.text_input(
         "Seed", key="seed", max_chars=12, placeholder="by chance", help="The same wishes and seed, the same story."
     )

@@ -19,11 +19,11 @@ from shelf import Shelf, today
 from tale import MAX_STEPS, Step, Tale, TaleError, sentences
 from wishes import SEEDS, Wishes
 
-TRIES = 3  # times drafts are drawn until one has no word that is unfit for children
+TRIES = 3  # times a story is drawn until it has no word that is unfit for children
 NUM_DRAFTS = 8  # usually: as many as fit into half a second of one thread
 MANY_READERS = 1  # in line: from then on each gets one draft
-CANDIDATES = 4  # drafts of which the likeliest is closed and looked at further
-MANY = 20  # stories whose drafts stay on the desk
+FEW_DRAFTS = 4  # if there is one reader in line
+MANY = 20  # stories whose details stay on the desk
 PLAIN_WORDS = (
     (r"start must hold", "it needs a word or more to start with"),
     (r"end must hold", "its ending needs at least one word; an empty field lets the model end where it likes"),
@@ -43,7 +43,6 @@ class Asked:
     before: tuple[Step, ...]
     steps: tuple[Step, ...]
     model: str
-    num_drafts: int = 1
     shared: Shared | None = None
 
 
@@ -59,7 +58,6 @@ class Desk:
     problem: str | None = None
     below: bool = False  # it was met under the tale, not in the first fields, and is said there
     news: str | None = None
-    drafts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by key of the tale chosen among them
     known: dict[str, dict[str, Any]] = field(default_factory=dict)  # details, by key of the tale
     link: str | None = None  # the shared link that was opened
     shelf_problem: str | None = None  # with a file that was opened
@@ -76,17 +74,14 @@ class Desk:
         self.tale, self.fresh, self.chosen, self.problem, self.news = tale, fresh, None, None, None
 
     def details(self, engine: Engine, tale: Tale) -> dict[str, Any] | None:
-        """How sure the model was of each word of the tale's last step, told again for it; None if it came out
-        otherwise."""
+        """How sure the model was of each word of the tale's last step, and the drafts that lost, told again for it;
+        None if it came out otherwise."""
         if tale.key not in self.known:
-            result = _tell(engine, tale.steps[-1], tale.text, tale.model, 1, details=True)[0]
-            self.known[tale.key] = result["details"] if result["story"] == tale.text else {}
+            result = _tell(engine, tale.steps[-1], tale.text, tale.model, details=True)
+            known = result["details"] | {"score": result["score"]}
+            self.known[tale.key] = known if result["story"] == tale.text else {}
             _forget(self.known)
         return self.known[tale.key] or None
-
-    def num_drafts(self, tale: Tale) -> int:
-        """How many drafts a tale was chosen among; the page's usual number if that is not known here."""
-        return CANDIDATES * len(self.drafts.get(tale.key, [])) or NUM_DRAFTS
 
 
 def desk_of(state: MutableMapping[Any, Any]) -> Desk:
@@ -96,7 +91,7 @@ def desk_of(state: MutableMapping[Any, Any]) -> Desk:
 
 
 def ask_first(desk: Desk, wishes: Wishes) -> None:
-    desk.ask(Asked("", (), (wishes.step,), wishes.model, wishes.num_drafts))
+    desk.ask(Asked("", (), (wishes.step,), wishes.model))
 
 
 def ask_again(desk: Desk) -> None:
@@ -104,9 +99,8 @@ def ask_again(desk: Desk) -> None:
     tale = desk.tale
     assert tale
     step = replace(tale.steps[-1], seed=secrets.randbelow(SEEDS))
-    drafts = desk.num_drafts(tale)
     told = tale.text[: step.keep] if step.keep is not None else ""
-    desk.ask(Asked(told, tale.steps[:-1], (step,), tale.model, drafts), below=True)
+    desk.ask(Asked(told, tale.steps[:-1], (step,), tale.model), below=True)
 
 
 def ask_for_more(desk: Desk, end: str, words: int) -> None:
@@ -133,10 +127,9 @@ def _go_on(desk: Desk, kept: str, end: str | None, words: int) -> None:
     last = tale.steps[-1]
     step = Step(
         start=None, keep=len(kept), end=end, max_words=len(kept.split()) + words, seed=secrets.randbelow(SEEDS),
-        temperature=last.temperature, top_p=last.top_p,
+        temperature=last.temperature, top_p=last.top_p, num_candidates=last.num_candidates,
     )  # fmt: skip
-    drafts = max(1, len(desk.drafts.get(tale.key, [])))
-    desk.ask(Asked(kept, tale.steps, (step,), tale.model, drafts), below=True)
+    desk.ask(Asked(kept, tale.steps, (step,), tale.model), below=True)
 
 
 def ask_for_shared(desk: Desk, query: MutableMapping[str, Any]) -> None:
@@ -159,7 +152,7 @@ def tell_what_is_asked(desk: Desk, engine: Engine, on_place: Any = None) -> None
     if not asked:
         return
     try:
-        tale, drafts = _tell_asked(engine, asked, on_place)
+        tale = _tell_asked(engine, asked, on_place)
     except EngineError as problem:
         desk.asked, desk.problem = None, str(problem)
         return
@@ -167,12 +160,10 @@ def tell_what_is_asked(desk: Desk, engine: Engine, on_place: Any = None) -> None
         desk.asked, desk.problem = None, f"This story cannot be told: {in_page_words(problem)}."
         return
     desk.asked = None
-    if not tale:
-        desk.problem = TYPED_UNFIT if drafts is None else TOLD_UNFIT
+    if isinstance(tale, str):
+        desk.problem = tale
         return
     desk.open(tale, fresh=True)
-    desk.drafts[tale.key] = drafts or []
-    _forget(desk.drafts)
     desk.shelf.add(tale)
     if asked.shared and asked.shared.checksum == tale.key:
         desk.news = "Somebody shared this story with you. It came out just as it was."
@@ -191,43 +182,37 @@ def in_page_words(problem: ValueError) -> str:
     return str(problem)
 
 
-def _tell_asked(engine: Engine, asked: Asked, on_place: Any) -> tuple[Tale | None, list[dict[str, Any]] | None]:
-    """The tale and the drafts it was chosen among, it first; no tale and no drafts if a wish is unfit for children,
-    no tale if all drafts are."""
-    for step in asked.steps:
-        if unfit(step.start, step.end, *step.include):
-            return None, None
-    told, steps, drafts = asked.told, asked.before, []
+def _tell_asked(engine: Engine, asked: Asked, on_place: Any) -> Tale | str:
+    """The tale; or, if a wish is unfit for children, or all that came of it, what a reader is told."""
+    if any(unfit(step.start, step.end, *step.include) for step in asked.steps):
+        return TYPED_UNFIT
+    told, steps, result = asked.told, asked.before, {}
     seconds = 0.0
     for step in asked.steps:
+        if not asked.shared and engine.readers:  # fewer drafts for all are better than a long line
+            fewer = 1 if engine.readers > MANY_READERS else FEW_DRAFTS
+            step = replace(step, num_candidates=min(step.num_candidates, fewer))
         for number in range(1 if asked.shared else TRIES):
-            again = replace(step, seed=(step.seed + number * asked.num_drafts) % SEEDS if number else step.seed)
+            step = replace(step, seed=(step.seed + 1) % SEEDS if number else step.seed)
             begun = time.monotonic()
-            drafts = _tell(engine, again, told, asked.model, asked.num_drafts, on_place)
+            result = _tell(engine, step, told, asked.model, on_place)
             seconds += time.monotonic() - begun
-            fit = [draft for draft in drafts if not unfit(draft["story"])]
-            if fit:
+            if not unfit(result["story"]):
                 break
         else:
-            return None, []
-        drafts = sorted(fit, key=lambda draft: (draft["finish_reason"] == "length", -draft["score"]))
-        told, steps = drafts[0]["story"], (*steps, replace(step, seed=drafts[0]["seed"]))
-    tale = Tale(
+            return TOLD_UNFIT
+        told, steps = result["story"], (*steps, step)
+    return Tale(
         text=told, steps=steps, model=asked.model, revision=chosen_model()[1] or "",
-        finish_reason=drafts[0]["finish_reason"], seconds=round(seconds, 2), told=today(),
+        finish_reason=result["finish_reason"], seconds=round(seconds, 2), told=today(),
     )  # fmt: skip
-    return tale, drafts
 
 
 def _tell(
-    engine: Engine, step: Step, told: str, model: str, num_drafts: int, on_place: Any = None, details: bool = False
-) -> list[dict[str, Any]]:
+    engine: Engine, step: Step, told: str, model: str, on_place: Any = None, details: bool = False
+) -> dict[str, Any]:
     wishes = step.wishes(told) | ({"details": True} if details else {})
-    if engine.readers:  # fewer drafts for all are better than a long line
-        num_drafts = 1 if engine.readers > MANY_READERS else min(CANDIDATES, num_drafts)
-    candidates = min(CANDIDATES, num_drafts)
-    wishes |= {"num_candidates": candidates}
-    return engine.tell(wishes, num_drafts // candidates, on_place, "classic" if model == "classic" else "")
+    return engine.tell(wishes, on_place, "classic" if model == "classic" else "")
 
 
 def _forget(known: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ MAX_DRAFTS = 16
 MAX_BYTES = 20_000  # of a wish
 MAX_READERS = 60  # in line
 LONGEST_WAIT = 60.0  # seconds in line
-LONGEST_STORY = 20.0  # seconds to write one reader's drafts; they need a tenth of one
+LONGEST_STORY = 20.0  # seconds to write one reader's drafts; they need half of one
 LONGEST_START = 300.0  # seconds to open the model, a download included
 LOOK = 0.4  # seconds between two looks at the line
 LOST = "The storyteller lost the thread. Please ask once more."
@@ -85,28 +85,26 @@ class Engine:
     def tell(
         self,
         wishes: dict[str, Any],
-        num_drafts: int = 1,
         on_place: Callable[[int], None] | None = None,
         subfolder: str = "",
-    ) -> list[dict[str, Any]]:
-        """Write a reader's drafts, when it is their turn.
+    ) -> dict[str, Any]:
+        """Write a reader's story, when it is their turn.
 
         Args:
             wishes: what the pipeline's call takes, with one `start` or `continue_from`.
-            num_drafts: stories for these wishes, with seeds that count up.
             on_place: called every LOOK seconds in line with the number of readers before this one. What it raises
                 leaves the line: in a page, a Streamlit call raises there when its reader has left or clicked again.
             subfolder: of the model's repository; another than "" is opened at its first story.
 
         Returns:
-            The pipeline's results, one a draft.
+            The pipeline's result.
 
         Raises:
             ValueError: what cannot be told, as the pipeline says it.
             Busy: MAX_READERS are in line, LONGEST_WAIT is over, or the storyteller's process ended.
             TooSlow: LONGEST_STORY is over.
         """
-        wish = _as_line(wishes, num_drafts, subfolder)
+        wish = _as_line(wishes, subfolder)
         turn = threading.Event()
         with self._lock:
             if len(self._line) >= MAX_READERS:
@@ -144,7 +142,7 @@ class Engine:
             self.close()
             raise OSError(answer["failed"] if answer else f"it did not open within {LONGEST_START:.0f} seconds")
 
-    def _write(self, wish: str) -> list[dict[str, Any]]:
+    def _write(self, wish: str) -> dict[str, Any]:
         if self._process.poll() is not None:
             try:
                 self._start()
@@ -164,7 +162,7 @@ class Engine:
             raise ValueError(answer["wrong"])
         if "failed" in answer:
             raise Busy(LOST)
-        return answer["stories"]
+        return answer["told"]
 
     def _answer(self, seconds: float) -> dict[str, Any] | None:
         """The storyteller's next answer; None if none came in time."""
@@ -182,17 +180,19 @@ _LOADING = threading.Lock()  # the first readers may come at once
 _load = lru_cache(maxsize=None)(Engine)
 
 
-def _as_line(wishes: dict[str, Any], num_drafts: int, subfolder: str) -> str:
+def _as_line(wishes: dict[str, Any], subfolder: str) -> str:
     """
     Raises:
         ValueError: too many drafts, a wish of too many bytes, or not one start.
     """
-    drafts = num_drafts * wishes.get("num_candidates", 1)
-    if "num_stories" in wishes or not 1 <= drafts <= MAX_DRAFTS:
+    drafts = wishes.get("num_candidates", 1)
+    if not 1 <= drafts <= MAX_DRAFTS:
         raise ValueError(f"a wish may ask for 1 to {MAX_DRAFTS} drafts, got {drafts}")
+    if "num_stories" in wishes:
+        raise ValueError("a wish is for one story")
     if not isinstance(wishes.get("start", wishes.get("continue_from")), str):
         raise ValueError("a wish has one start, which is text")
-    line = json.dumps({"wishes": wishes, "num_drafts": num_drafts, "subfolder": subfolder}) + "\n"
+    line = json.dumps({"wishes": wishes, "subfolder": subfolder}) + "\n"
     if len(line) > MAX_BYTES:
         raise ValueError(f"a wish may have {MAX_BYTES:,} bytes, this one has {len(line):,}")
     return line
@@ -240,8 +240,7 @@ def storyteller(model_id: str, revision: str | None) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         try:
-            told = teller(asked["subfolder"])(**asked["wishes"], num_stories=asked["num_drafts"])
-            say(stories=told if isinstance(told, list) else [told])
+            say(told=teller(asked["subfolder"])(**asked["wishes"]))
         except ValueError as problem:
             say(wrong=str(problem))
         except Exception as problem:  # of which the log gets the places only: a message may hold a reader's words

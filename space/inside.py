@@ -16,11 +16,10 @@ ORIGINS = {
 }  # fmt: skip
 
 
-def look_inside(tale: Tale, details: dict[str, Any], drafts: list[dict[str, Any]]) -> None:
+def look_inside(tale: Tale, details: dict[str, Any]) -> None:
     """
     Args:
-        details: of the tale's last step, as the pipeline gives them.
-        drafts: the pipeline's results among which the tale was chosen, the chosen one first.
+        details: of the tale's last step, as the pipeline gives them, and its score.
     """
     words = details["words"]
     st.markdown("**How sure was the model of each word?** The deeper its colour, the surer. Rest on a word, or "
@@ -30,17 +29,17 @@ def look_inside(tale: Tale, details: dict[str, Any], drafts: list[dict[str, Any]
     st.html('<div class="key">' + "".join(f'<span class="{o}">{ORIGINS[o]}</span>' for o in origins) + "</div>")
     st.markdown(f"**Where did the ending come from?** {ending(tale, words)}")
     st.altair_chart(sureness(words), alt="How sure the model was of each word, from the first to the last")
-    if len(drafts) > 1:
+    if details["rejected"]:
+        drafts = tale.steps[-1].num_candidates
         st.markdown(
-            "**Which drafts lost?** Each of these was the best of four. The one whose words after the opening, and "
-            "whose ending, the model found likeliest was shown."
+            f"**Which drafts lost?** {drafts} drafts were begun. Every few words the half that the model found less "
+            "likely gave up and went on from the other half, so those that came to their ends are alike. The one whose "
+            "words after the opening, and whose ending, the model found likeliest was shown."
         )
-        st.altair_chart(contest(drafts), alt="How likely the model found each draft")
-        for number, draft in enumerate(drafts[1:], 2):
-            st.html(
-                f'<div class="lost"><p>{_lines(draft["story"])}</p>'
-                f'<p class="line">draft {number}, seed {draft["seed"]}</p></div>'
-            )
+        ends = [{"story": tale.text, "score": details["score"]}, *details["rejected"]]
+        st.altair_chart(contest(ends), alt="How likely the model found each draft")
+        for number, draft in enumerate(details["rejected"], 2):
+            st.html(f'<div class="lost"><p>{_lines(draft["story"])}</p><p class="line">draft {number}</p></div>')
 
 
 def shaded(words: list[dict[str, Any]]) -> str:
@@ -69,7 +68,7 @@ def ending(tale: Tale, words: list[dict[str, Any]]) -> str:
             "from them: of several such ways to get there, the one that it found likeliest."
         )
     if words[-1]["origin"] == "named":
-        return "The model knows no good sentence for your word: it is named in one of three that are always at hand."
+        return "The model knows no good sentence for your word. Somebody learns it, in sentences always at hand."
     if any(word["origin"] == "planned" for word in words):
         return "It was told your ending before the first word, and came to it by itself."
     return "It ended where it liked." if tale.finish_reason == "eos" else "It stopped there, without a plan."

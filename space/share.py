@@ -14,7 +14,7 @@ LONGEST = 6000  # characters of a link's value
 LARGEST = 40_000  # bytes that it may unfold to
 DEFAULTS: dict[str, Any] = {
     "start": None, "keep": None, "end": None, "include": [], "length": None, "stop_at_first": False,
-    "temperature": 0.5, "top_p": 0.95,
+    "temperature": 0.5, "top_p": 0.95, "num_candidates": 1,
 }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from engine import MAX_DRAFTS
+
 MODELS = ("modern", "classic")
 LENGTHS = ("short", "medium", "long")
 MAX_START, MAX_END, MAX_STORY, MAX_STEPS = 2000, 200, 12_000, 8  # characters, and steps
@@ -34,6 +36,7 @@ class Step:
     stop_at_first: bool = False
     temperature: float = 0.5
     top_p: float = 0.95
+    num_candidates: int = 1
 
     def wishes(self, told: str) -> dict[str, Any]:
         """Keyword arguments of the pipeline; `told` is the tale so far."""
@@ -105,7 +108,8 @@ def parse_step(data: Any, first: bool) -> Step:
     Raises:
         TaleError: a field is missing, unknown, of another type, or outside its bounds.
     """
-    fields = _record(data, Step, "a step")
+    known = {"num_candidates": 1} | data if isinstance(data, dict) else data  # kept before drafts competed
+    fields = _record(known, Step, "a step")
     if first:
         start, keep = _text(fields, "start", MAX_START), _nothing(fields, "keep")
     else:
@@ -124,6 +128,7 @@ def parse_step(data: Any, first: bool) -> Step:
         stop_at_first=_one_of(fields, "stop_at_first", (True, False)),
         temperature=_fraction(fields, "temperature", 0, 2),
         top_p=_fraction(fields, "top_p", 0.01, 1),
+        num_candidates=_number(fields, "num_candidates", 1, MAX_DRAFTS),
     )
 
 

@@ -26,11 +26,10 @@ ENDS = (
 
 @dataclass(frozen=True)
 class Wishes:
-    """A first step, and how it is to be told."""
+    """A first step, and the model that is to tell it."""
 
     step: Step
     model: str
-    num_drafts: int
 
 
 def by_chance() -> dict[str, str]:
@@ -55,8 +54,9 @@ def wished(state: MutableMapping[Any, Any]) -> Wishes:
         stop_at_first=state["stop_at_first"],
         temperature=round(state["temperature"], 2),
         top_p=round(state["top_p"], 2),
+        num_candidates=state["num_drafts"],
     )
-    return Wishes(step, state["model"], state["num_drafts"])
+    return Wishes(step, state["model"])
 
 
 def seed(typed: str) -> int:

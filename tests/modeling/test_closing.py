@@ -11,7 +11,9 @@ from modeling.closing_tiny_story import (
     AGAIN_COST,
     BEGIN_ID,
     CLOSE_ID,
+    ENOUGH,
     LEAD_TOKENS,
+    REMEMBERED_COST,
     STRANGE_COST,
     Target,
     _beyond_usual,
@@ -25,6 +27,7 @@ from modeling.closing_tiny_story import (
     _spread,
     bring_in,
     ending_cost,
+    is_strange,
 )
 from modeling.decoder_tiny_story import open_decoder
 from modeling.generation_tiny_story import COOLING, HINT, _draw, _judge
@@ -107,7 +110,7 @@ def test_a_word_to_include_is_brought_in_and_leaves_room(trained_model, vocabula
         ("qualms", 'Lily learned a new word: "qualms."'),
         ("qualms!", 'Lily learned a new word: "qualms!"'),
         ("Qualms", 'Lily learned a new name: "Qualms."'),
-        ("Lily", 'everyone learned a new name: "Lily."'),  # not herself
+        ("Lily", 'the girl learned a new name: "Lily."'),  # not herself
         ("grim gruff", None),  # a phrase is not a word
     ],
 )
@@ -125,6 +128,39 @@ def test_a_word_without_a_use_is_named(trained_model, vocabulary, monkeypatch, w
 
     assert closing(20) == f" At the end of the day, {named}" if named else "learned" not in closing(20)
     assert "learned" not in closing(8)  # no room for it
+
+
+@torch.inference_mode()
+def test_a_strange_word_is_learnt_early_and_remembered(trained_model, vocabulary, monkeypatch):
+    decoder = open_decoder(trained_model)
+    monkeypatch.setattr(closing_tiny_story, "LEARNT", closing_tiny_story.LEARNT[:1])
+    monkeypatch.setattr(closing_tiny_story, "REMEMBERED", closing_tiny_story.REMEMBERED[:1])
+    story = a_story(vocabulary, end="qualms")
+    story.strange, story.plants = True, 2
+
+    def bring(target: Target) -> str:
+        tokens = bring_in(target, story, decoder, vocabulary)
+        for token in tokens:
+            story.write(token, vocabulary)
+        return "".join(vocabulary.pieces[token] for token in tokens)
+
+    assert bring(Target("qualms", final=False, most=22.0)) == ' Lily had just learned a new word: "qualms."'
+    assert story.num_judged <= 0 and story.learner == "Lily"  # nobody is judged by it
+    for token in vocabulary.encode(" She met Tom and Tom met Tom and Tom."):
+        story.write(token, vocabulary)
+    assert bring(Target("qualms", final=True)) == ' And Lily never forgot the new word: "qualms."'
+    assert closes_sentence(story.text) and story.closing_cost == REMEMBERED_COST < ENOUGH
+    nobody = a_story(vocabulary, "It was a cold and rainy day.", end="qualms")
+    nobody.strange, nobody.plants = True, 2
+    assert bring_in(Target("qualms", final=False, most=22.0), nobody, decoder, vocabulary) == [] and nobody.plants == 2
+
+
+@torch.inference_mode()
+def test_words_that_hardly_ever_close_a_story_are_strange(trained_model, vocabulary):
+    decoder = open_decoder(trained_model)
+    words = ("happy", "home", "pond", "making", "giving", "qualms")
+    strange = {word for word in words if is_strange(word, decoder, vocabulary)}
+    assert strange == {"making", "giving", "qualms"} and not is_strange("in the pond", decoder, vocabulary)
 
 
 @torch.inference_mode()

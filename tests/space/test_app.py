@@ -64,6 +64,7 @@ def test_a_story_goes_on_and_is_told_otherwise():
     page.toggle(key="compare").set_value(True).run()
     page.toggle(key="inside").set_value(True).run()
     assert not page.exception and desk(page).known[other.key]["words"]
+    assert 1 <= len(desk(page).known[other.key]["rejected"]) < other.steps[-1].num_candidates == 8
 
 
 def test_a_shared_link_tells_the_very_same_story():
@@ -99,7 +100,7 @@ def test_bad_wishes_get_a_clear_message(start: str, end: str, message: str):
     assert desk(page).tale is None and not page.error
 
 
-def test_a_draft_with_an_unfit_word_is_never_shown(monkeypatch: pytest.MonkeyPatch):
+def test_a_story_with_an_unfit_word_is_never_shown(monkeypatch: pytest.MonkeyPatch):
     page = open_page()
     import gentle  # the page has put its folder on the path
 
@@ -113,24 +114,26 @@ def test_a_draft_with_an_unfit_word_is_never_shown(monkeypatch: pytest.MonkeyPat
     assert gentle.unfit
     page = ask(page, "The little fox", "home", max_words=80, seed="3", num_drafts=8)
     assert len(told) == 2 and desk(page).tale.text == told[1]
+    assert desk(page).tale.steps[-1].seed == 4
 
 
 def test_a_long_line_makes_for_fewer_drafts(monkeypatch: pytest.MonkeyPatch):
     page = open_page()
     import engine  # the page has put its folder on the path
+    import share
 
-    asked: list[int] = []
-    tell = engine.Engine.tell
-
-    def counted(self, wishes: dict, num_drafts: int = 1, *arguments: object) -> list[dict]:
-        asked.append(num_drafts * wishes["num_candidates"])
-        return tell(self, wishes, num_drafts, *arguments)
-
-    monkeypatch.setattr(engine.Engine, "tell", counted)
+    told = []
     for readers in (0, 1, 2, 9):
         monkeypatch.setattr(engine.Engine, "readers", readers)
         page = ask(page, "The little fox", "home", seed="3")
-    assert asked == [8, 4, 1, 1]
+        told.append(desk(page).tale)
+    assert [tale.steps[-1].num_candidates for tale in told] == [8, 4, 1, 1]
+    assert told[0].text != told[2].text == told[3].text
+    # Told again for a look inside, or from a link, a story has as many drafts as it had.
+    page.toggle(key="inside").set_value(True).run()
+    assert desk(page).known[told[3].key]["rejected"] == []
+    other = desk(open_page(story=share.to_link(told[0])))
+    assert other.tale.text == told[0].text and "just as it was" in other.news
 
 
 def test_a_wrong_seed_is_said():

@@ -56,15 +56,15 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 def test_stories_are_the_pipelines(engine: Engine, tell: Pipeline):
     wishes = WISHES | {"seed": 5, "include": ["moon"]}
-    assert engine.tell(wishes) == [tell(**wishes)]
-    assert engine.tell(wishes, num_drafts=3) == tell(**wishes, num_stories=3)
+    assert engine.tell(wishes) == tell(**wishes)
+    assert engine.tell(wishes | {"num_candidates": 3}) == tell(**wishes, num_candidates=3)
     on_from = {"continue_from": tell(**wishes)["story"], "end": "friends", "max_words": 120, "seed": 1}
-    assert engine.tell(on_from) == [tell(**on_from)]
+    assert engine.tell(on_from) == tell(**on_from)
 
 
 def test_the_classic_is_told_by_the_same_engine(engine: Engine, classic_model, tell: Pipeline):
     classic = type(tell)(model=classic_model, tokenizer=tell.tokenizer)
-    assert engine.tell(WISHES | {"seed": 2}, subfolder="classic") == [classic(**WISHES, seed=2)]
+    assert engine.tell(WISHES | {"seed": 2}, subfolder="classic") == classic(**WISHES, seed=2)
 
 
 def test_one_engine_no_torch_in_the_pages_process_and_no_readers_words_in_the_log(tmp_path: Path):
@@ -79,11 +79,11 @@ def test_every_reader_gets_their_own_story(engine: Engine, tell: Pipeline):
     wishes = [
         WISHES | {"start": f"{name} and the cat", "seed": i} for i, name in enumerate(("Tom", "Ann", "Ben", "Sue"))
     ]
-    told: dict[int, list] = {}
+    told: dict[int, dict] = {}
     readers = [start(lambda i=i: told.update({i: engine.tell(wishes[i % 4])})) for i in range(16)]
     for reader in readers:
         reader.join()
-    assert told == {i: [tell(**wishes[i % 4])] for i in range(16)}
+    assert told == {i: tell(**wishes[i % 4]) for i in range(16)}
     assert engine.readers == 0
 
 
@@ -155,7 +155,7 @@ def test_after_the_time_limit_and_a_death_the_next_reader_gets_their_story(
         with pytest.raises(TooSlow, match="shorter"):
             engine.tell(WISHES)
         patch.setattr(os, "kill", lambda *_: None)  # the sleeper is gone
-    assert engine.tell(WISHES | {"seed": 9}) == [tell(**WISHES, seed=9)]
+    assert engine.tell(WISHES | {"seed": 9}) == tell(**WISHES, seed=9)
     os.kill(engine._process.pid, signal.SIGSTOP)
     told: list[object] = []
 
@@ -170,26 +170,25 @@ def test_after_the_time_limit_and_a_death_the_next_reader_gets_their_story(
     os.kill(engine._process.pid, signal.SIGKILL)
     writing.join()
     assert told == [LOST]
-    assert engine.tell(WISHES | {"seed": 9}) == [tell(**WISHES, seed=9)]
+    assert engine.tell(WISHES | {"seed": 9}) == tell(**WISHES, seed=9)
 
 
 @pytest.mark.parametrize(
-    ("wishes", "drafts", "message"),
+    ("wishes", "message"),
     [
-        ({"start": " "}, 1, "start must hold at least one word"),
-        ({"start": "She", "tempo": 3}, 1, "unknown argument 'tempo'"),
-        ({"start": ["She", "He"]}, 1, "one start"),
-        ({}, 1, "one start"),
-        ({"start": "She"}, 17, "1 to 16 drafts, got 17"),
-        ({"start": "She", "num_candidates": 9}, 2, "1 to 16 drafts, got 18"),
-        ({"start": "She", "num_stories": 2}, 1, "1 to 16 drafts"),
-        ({"start": "x" * MAX_BYTES}, 1, "may have 20,000 bytes"),
-        ({"start": "She", "end": "\ud83d"}, 1, "half a character"),
+        ({"start": " "}, "start must hold at least one word"),
+        ({"start": "She", "tempo": 3}, "unknown argument 'tempo'"),
+        ({"start": ["She", "He"]}, "one start"),
+        ({}, "one start"),
+        ({"start": "She", "num_candidates": 17}, "1 to 16 drafts, got 17"),
+        ({"start": "She", "num_stories": 2}, "one story"),
+        ({"start": "x" * MAX_BYTES}, "may have 20,000 bytes"),
+        ({"start": "She", "end": "\ud83d"}, "half a character"),
     ],
 )
-def test_what_cannot_be_told_is_said(engine: Engine, wishes: dict, drafts: int, message: str):
+def test_what_cannot_be_told_is_said(engine: Engine, wishes: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        engine.tell(wishes, drafts)
+        engine.tell(wishes)
 
 
 def test_a_model_that_is_not_there(tmp_path: Path):

@@ -45,6 +45,7 @@ BAD_STEPS = [
     ("seed", -1), ("seed", 1.5), ("seed", True), ("seed", 2**60), ("max_words", 0), ("max_words", "120"), ("end", ""),
     ("include", ["a"] * 4), ("include", "abc"), ("include", [1]), ("length", "huge"), ("temperature", float("nan")),
     ("temperature", 99), ("top_p", 0), ("stop_at_first", 1), ("keep", 4), ("start", None), ("extra", 1),
+    ("num_candidates", 0), ("num_candidates", 17),
 ]  # fmt: skip
 
 
@@ -56,6 +57,13 @@ def test_a_tale_with_anything_wrong_is_refused(name: str, value: object):
         parse_tale(data | {name: value})
     with pytest.raises(TaleError):
         parse_tale({field: data[field] for field in data if field != "text"})
+
+
+def test_a_shelf_from_before_drafts_competed_is_read():
+    data = json.loads(to_file([TALE]))["tales"][0]
+    for step in data["steps"]:
+        del step["num_candidates"]
+    assert parse_tale(data) == TALE
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_STEPS)
