@@ -41,11 +41,16 @@ from .request_tiny_story import (
 from .sampling_tiny_story import SMALLEST_TEMPERATURE, log_softmax, nucleus, sample
 from .story_tiny_story import Story, Vocabulary
 
+NUM_SMALLEST = len(SPECIAL_TOKENS) + 256  # tokens that were not merged from others: special ones and bytes
 CLOSE_ID, BEGIN_ID = SPECIAL_TOKENS.index(CLOSE), SPECIAL_TOKENS.index(BEGIN)
 ROUNDS = (8, 8, 16)  # closings written; those of a further round only if none so far will do
 HOPELESS = 60.0  # cost from which on more of them are not tried
 ENOUGH = 16.0  # a closing of at most this cost will do; dearer ones are seldom English: the word is named instead
-STRANGE = 12.0  # nats of a word before a story's last full stop, from which on the model knows no use of it
+# Of a word that is commoner elsewhere than before a story's last full stop, by so many nats, the model knows no use
+# there. How common it is follows from its rank, for the commonest byte pairs were merged first (Zipf's law, fitted to
+# the training stories; it errs by half a nat).
+STRANGE = 1.9
+ZIPF = (1.45, -1.53)  # slope and nats at rank 1, of words from rank 5 on
 LEARNT = (  # early in the story; "who" is the one it is about
     '{who} had just learned a new {kind}: "{word}"',
     'That day, {who} learned a new {kind}: "{word}"',
@@ -153,7 +158,7 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
 
 
 def is_strange(words: str, decoder: Decoder, vocabulary: Vocabulary) -> bool:
-    """Whether the model knows no use of a word: it has several tokens, or hardly ever closes a story.
+    """Whether the model knows no use of a word as a last one: it has several tokens, or stands elsewhere.
 
     Args:
         decoder: any of the model.
@@ -162,7 +167,8 @@ def is_strange(words: str, decoder: Decoder, vocabulary: Vocabulary) -> bool:
     if len(ids) != 1:
         return len(ids) > 1
     logits = decoder.fresh().start([[vocabulary.bos, CLOSE_ID, vocabulary.eos, *vocabulary.encode(".")]]).numpy()[0]
-    return bool(log_softmax(logits)[ids[0]] < -STRANGE)
+    anywhere = ZIPF[0] * np.log(max(5, ids[0] - NUM_SMALLEST)) + ZIPF[1]  # nats
+    return bool(-log_softmax(logits)[ids[0]] - anywhere > STRANGE)
 
 
 def _closing(

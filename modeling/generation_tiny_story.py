@@ -92,8 +92,10 @@ def write_stories(
     for request in requests:
         prefix, ids, limit = plan(request, vocabulary, model.config)
         stories.append(Story(request, ids, request.start, Random(request.seed), whole_word=request.start[-1].isalnum()))
-        if _is_rare(vocabulary.word_ids(request.planned_end or "")):
-            stories[-1].plants, stories[-1].strange = PLANT_TRIES, strange(request.end)
+        if request.planned_end:
+            stories[-1].strange = strange(request.planned_end)
+            prepared = stories[-1].strange or _is_rare(vocabulary.word_ids(request.planned_end))
+            stories[-1].plants = PLANT_TRIES if prepared else 0
         prompts.append([*prefix, tokenizer.bos_token_id, *ids])
         limits.append(limit)
     for index, story in enumerate(stories):
@@ -268,9 +270,10 @@ def _is_rare(ids: list[int]) -> bool:
 
 def _may_plant(story: Story) -> bool:
     """Whether this is the time to prepare a rare ending: early, after a sentence or two, if it is not told of yet."""
-    request = story.request
-    told, latest = story.num_words - story.words_given, PLANT_LATEST * (request.max_words - story.words_given)
-    return bool(story.plants) and PLANT_WORDS <= told <= latest and not includes(story.text, request.end)
+    told, latest = story.num_words - story.words_given, PLANT_LATEST * (story.request.max_words - story.words_given)
+    if not story.plants or not PLANT_WORDS <= told <= latest:
+        return False
+    return not (story.learner if story.strange else includes(story.text, story.request.end or ""))
 
 
 def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary, full: bool) -> str | Target | None:
