@@ -71,6 +71,7 @@ HERO = re.compile(
     r"bird|duck|owl|bear|bunny|rabbit|mouse|fox|frog|fish|turtle|lion|monkey|elephant|squirrel|horse|pig|cow|dragon|"
     r"fairy|robot|monster|daughter|son|brother|sister|farmer|chef|teacher|baby)\b"
 )  # of stories without a name
+PARENT = re.compile(r"\b(?:Mom|Mum|Mommy|Mummy|Dad|Daddy|Grandma|Grandpa)\b")
 LEAD_TOKENS = 32  # before the reader's words, at most
 TEMPERATURE, TOP_P = 0.9, 0.95  # they are sampled at
 STOPS = (".", "!", "?", '."', '!"', '?"')
@@ -339,6 +340,7 @@ def _about(target: Target, story: Story) -> str:
     typed = target.words.rstrip(PUNCTUATION).lower()
     names = [name for name in NAME.findall(story.text) if name.lower() != typed]
     names = names or [f"the {hero}" for hero in HERO.findall(story.text) if hero != typed]
+    names = names or [parent for parent in PARENT.findall(story.text) if parent.lower() != typed]
     return story.learner or next((name for name, _ in Counter(names).most_common(1)), "")
 
 
