@@ -54,6 +54,7 @@ PLANT_WORDS, PLANT_LATEST = 8, 0.4  # told at least, and of the words there are 
 PLANT_COST = 22.0  # of `bring_in`; dearer is hardly ever English
 SENTENCE_WORDS = 12  # a whole sentence that fewer words could follow is a better place to stop than a word
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
+TITLES = ("Mr.", "Mrs.", "Ms.", "Dr.")  # no sentence ends there
 # Drafts are compared while they are written, as the particles of a sequential Monte Carlo sampler are (Lew et al. 2023,
 # arXiv 2306.03081), but the likelier half always wins.
 STAGE_TOKENS = 12  # between two comparisons
@@ -288,7 +289,8 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
     if vocabulary.joins[token] and not text[-1:].isspace() and not full:
         return None  # in the middle of a word
     planned = bool(request.planned_end)
-    stops, left, closed = token == vocabulary.eos, story.words_left, closes_sentence(text)
+    stops, left = token == vocabulary.eos, story.words_left
+    closed = closes_sentence(text) and not text.endswith(TITLES)
     if closed and _closes_soon(story):
         stops = stops or log_softmax(logits)[vocabulary.eos] >= np.log(HINT)
     missing = request.missing(text)

@@ -242,6 +242,18 @@ def test_late_in_a_story_a_hint_of_an_end_is_enough(vocabulary, probability, sta
     assert step == (Target("moon", final=True) if closes else None)
 
 
+def test_no_sentence_ends_on_a_title(vocabulary):
+    """Neither a closing nor what prepares one comes after "Mr."."""
+    for text, prepares in ((TEXT, True), (TEXT + " She had a bear named Mr.", False)):
+        story = a_story(vocabulary, text, end="qualms", max_words=60)
+        story.strange, story.plants, story.words_given = True, 2, 0
+        (drawn,) = vocabulary.encode(" The")
+        logits = np.full(len(vocabulary.pieces), -np.inf, dtype=np.float32)
+        logits[drawn] = 0.0
+        step = _judge(story, drawn, logits, vocabulary, full=False)
+        assert (isinstance(step, Target) and step.prepares) == prepares and (prepares or step is None)
+
+
 @pytest.mark.parametrize(
     ("words", "end", "cold"),
     [
