@@ -3,6 +3,7 @@
 import numpy as np
 
 SMALLEST_TEMPERATURE = 1e-4
+BOLDEST = 0.05  # of the likeliest token's probability, at least (min-p, Nguyen et al. 2024, arXiv 2407.01082)
 DRY_BASE = 1.75  # growth of the penalty with each further token repeated
 DRY_ALLOWED = 3  # tokens that may be repeated freely: most names are no longer
 DRY_LONGEST = 24  # repeats are followed back so far
@@ -16,7 +17,8 @@ def nucleus(
 
     Args:
         logits: (vocab,), -inf for what may not come.
-        boldness: these tokens, and no others, are drawn at so many times the temperature.
+        boldness: these tokens, and no others, are drawn at so many times the temperature, save those much less likely
+            than the likeliest: where much might come, boldness would bring nonsense.
 
     Returns:
         their ids (kept,), and their weights, cumulated, (kept,): in proportion to their probabilities.
@@ -36,7 +38,8 @@ def nucleus(
         kept = probabilities >= ordered[last]
         ids, probabilities = ids[kept], probabilities[kept]
     if boldness != 1:
-        probabilities = probabilities ** (1 / boldness)
+        kept = probabilities >= BOLDEST * probabilities.max()
+        ids, probabilities = ids[kept], probabilities[kept] ** (1 / boldness)
     # Cumulated in the order of the ids, not of their probabilities: rounding can then move no two tokens past each
     # other, and a batch gives what a single story gives.
     return ids, probabilities.cumsum()

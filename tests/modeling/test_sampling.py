@@ -59,3 +59,11 @@ def test_only_long_repeats_are_penalised_and_longer_ones_more():
 
 def test_a_name_may_come_as_often_as_it_likes():
     assert penalties([5, 20, 5, 21, 5, 22, 5, 23, 5]) == {}
+
+
+def test_bold_draws_are_flatter_but_of_likely_tokens_only():
+    logits = np.log(np.array([0.6, 0.3, 0.07, 0.02, 0.01]))
+    ids, cumulated = nucleus(logits, 1.0, 1.0, boldness=2.0)
+    assert ids.tolist() == [0, 1, 2]  # at least a twentieth as likely as the likeliest
+    assert np.diff(cumulated, prepend=0) == pytest.approx(np.sqrt([0.6, 0.3, 0.07]))
+    assert nucleus(logits, 1.0, 1.0)[0].tolist() == [0, 1, 2, 3, 4]

@@ -173,7 +173,7 @@ def test_drafts_compete(tell: Pipeline):
 def test_drafts_are_likelier_for_competing(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
     def mean_score() -> float:
         teller = StoryGenerationPipeline(model=tell.model, tokenizer=tell.tokenizer)
-        told = teller(["Once upon a time", "The fox", "One day"] * 6, max_words=120, seed=1, num_candidates=6)
+        told = teller(["Once upon a time", "The fox", "One day"] * 4, max_words=120, seed=1, num_candidates=4)
         return sum(story["score"] for story in told) / len(told)
 
     competing = mean_score()
@@ -203,7 +203,8 @@ def test_candidates_are_chosen_by_what_follows_the_opening(tell: Pipeline):
             text += tokens[opening]["text"]
             opening += 1
         after = [math.log(token["probability"]) for token in tokens[opening - 1 :]]
-        assert told["score"] == pytest.approx(sum(after) / len(after), abs=1e-3)
+        cut_off = 1000 * (told["finish_reason"] == "length")
+        assert told["score"] + cut_off == pytest.approx(sum(after) / len(after), abs=1e-3)
 
 
 def test_stories_differ_from_their_openings_on(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
