@@ -18,10 +18,10 @@ help: ## list the commands
 app: $(APP_READY) ## open the story page at http://localhost:8501 with the model of this clone
 	cd space && ../$(BIN)/streamlit run app.py --server.port $(PORT)
 
-test: $(READY) chromium compiler lint ## lint, types and tests, browser tests included (minutes)
+test: $(READY) chromium compiler ## lint, types and tests, browser tests included (minutes)
 	$(PYTEST) -m "not slow"
 
-test-all: $(READY) chromium compiler lint ## all tests, the long ones too
+test-all: $(READY) chromium compiler ## all tests, the long ones too
 	$(PYTEST)
 
 test-oldest: ## the tests on the oldest supported transformers, in an environment of their own
@@ -53,9 +53,7 @@ results: $(READY) ## docs/results, card and README anew; DATA=folder of the parq
 	$(BIN)/python -m benchmarks.card
 
 lint: $(READY) ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy modeling training benchmarks
+	$(BIN)/pytest tests/test_style.py
 
 chromium: $(READY) ## find a Chromium for the browser tests, or install one
 	@$(BIN)/python tests/browser/chromium.py

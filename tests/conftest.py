@@ -54,7 +54,8 @@ RECIPES = {"classic": TINY, "modern": TINY | MODERN}
 # them while the others have nothing left to do.
 LONGEST = (
     "test_train.py", "test_injection.py", "test_copies.py", "test_page.py", "test_guide.py", "test_export.py",
-    "test_publish.py", "test_axe.py", "test_processes.py", "test_story.py", "test_many.py", "test_page_load.py",
+    "test_publish.py", "test_axe.py", "test_processes.py", "test_style.py", "test_story.py", "test_many.py",
+    "test_page_load.py",
 )  # fmt: skip
 
 
