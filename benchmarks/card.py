@@ -111,7 +111,7 @@ def readings() -> str:
     lines = ["| | read | last sentence sensible | fits its story | grammar | consistency | plot |", "|---" * 7 + "|"]
     for writer in dict.fromkeys(row["writer"] for row in rows):
         known = {row["band"] for row in rows if row["writer"] == writer}
-        shown = [band for band in ("all", *GROUPS) if band in known] or sorted(known)
+        shown = [band for band in ("all", *GROUPS, "common start", "odd start") if band in known] or sorted(known)
         for band in shown:
             some = [row for row in rows if (row["writer"], row["band"]) == (writer, band)]
             count = sum(row["stories"] for row in some)
