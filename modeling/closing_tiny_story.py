@@ -15,8 +15,6 @@ Backward and forward language models around a given word: Mou et al. 2015 (arXiv
 agree on a text between them: Nguyen et al. 2023 (Meet in the Middle, arXiv 2303.07295).
 """
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -26,6 +24,7 @@ import numpy as np
 
 from .control_tiny_story import BEGIN, CLOSE, SPECIAL_TOKENS
 from .decoder_tiny_story import Decoder
+from .naming_tiny_story import about, namings
 from .request_tiny_story import (
     BOUNDARY,
     PUNCTUATION,
@@ -41,37 +40,10 @@ from .request_tiny_story import (
 from .sampling_tiny_story import SMALLEST_TEMPERATURE, log_softmax, nucleus, sample
 from .story_tiny_story import Story, Vocabulary
 
-NUM_SMALLEST = len(SPECIAL_TOKENS) + 256  # tokens that were not merged from others: special ones and bytes
 CLOSE_ID, BEGIN_ID = SPECIAL_TOKENS.index(CLOSE), SPECIAL_TOKENS.index(BEGIN)
 ROUNDS = (8, 8, 16)  # closings written; those of a further round only if none so far will do
 HOPELESS = 60.0  # cost from which on more of them are not tried
 ENOUGH = 16.0  # a closing of at most this cost will do; dearer ones are seldom English: the word is named instead
-# Of a word that is commoner elsewhere than before a story's last full stop, by so many nats, the model knows no use
-# there. How common it is follows from its rank, for the commonest byte pairs were merged first (Zipf's law, fitted to
-# the training stories; it errs by half a nat).
-STRANGE = 1.9
-ZIPF = (1.45, -1.53)  # slope and nats at rank 1, of words from rank 5 on
-LEARNT = (  # early in the story; "who" is the one it is about
-    '{who} had just learned a new {kind}: "{word}"',
-    'That day, {who} learned a new {kind}: "{word}"',
-)
-REMEMBERED = (
-    'And {who} never forgot the new {kind}: "{word}"',
-    'At the end of the day, {who} still remembered the new {kind}: "{word}"',
-    'That night, {who} whispered the new {kind} once more: "{word}"',
-)
-NAMINGS = (  # if nobody has learnt it
-    'At the end of the day, {who} learned a new {kind}: "{word}"',
-    'That night, {who} learned to spell a new {kind}: "{word}"',
-    'And {who} learned a new {kind} that day: "{word}"',
-)
-NAME = re.compile(r"(?<=[a-z,] )(?!Mom|Dad|Mum|Mr|Mrs|I\b)[A-Z][a-z]+\b")
-HERO = re.compile(
-    r"\b(?:[Tt]he|[Aa]) (?:[a-z]+,? ){0,2}(boy|girl|man|woman|lady|king|queen|prince|princess|dog|puppy|cat|kitten|"
-    r"bird|duck|owl|bear|bunny|rabbit|mouse|fox|frog|fish|turtle|lion|monkey|elephant|squirrel|horse|pig|cow|dragon|"
-    r"fairy|robot|monster|daughter|son|brother|sister|farmer|chef|teacher|baby)\b"
-)  # of stories without a name
-PARENT = re.compile(r"\b(?:Mom|Mum|Mommy|Mummy|Dad|Daddy|Grandma|Grandpa)\b")
 LEAD_TOKENS = 32  # before the reader's words, at most
 TEMPERATURE, TOP_P = 0.9, 0.95  # they are sampled at
 STOPS = (".", "!", "?", '."', '!"', '?"')
@@ -81,7 +53,7 @@ CREDIT = 0.2  # nats below it that count at most: no run of likely words makes u
 SURPRISE = 6.0  # nats of a token from which on its cost counts twice
 CAPITAL_COST = 5.0  # nats by which a capital that the reader did not type must be likelier
 REMEMBERED_COST = 4.0  # of an ending that somebody has learnt: as sensible as a closing that costs little
-STRANGE_COST = 12.0  # nats, of an ending that is a word of several tokens: of those the model knows no use
+PIECES_COST = 12.0  # nats, of an ending that is a word of several tokens: of those the model knows no use
 AGAIN_COST = 16.0  # nats, of an ending that is a word its sentence has already
 SAID_COST = 50.0  # nats, of a sentence that the story holds already, and of a word that stands twice in a row
 
@@ -130,46 +102,34 @@ def bring_in(target: Target, story: Story, decoder: Decoder, vocabulary: Vocabul
     Args:
         decoder: any of the story's model.
     """
-    who = _about(target, story)
+    who = story.learner or about(target.words, story, vocabulary)
     if target.prepares and story.strange and not who:
         return []  # the story tells of nobody yet
     random = Random(0 if story.request.temperature < SMALLEST_TEMPERATURE else story.random.random())
     reader = decoder.fresh()
     logits = reader.start([[vocabulary.bos, *story.ids]]).numpy()[0]  # (vocab,), what comes next
-    namings = _namings(target, story, who or "everyone") if target.final or (target.prepares and story.strange) else []
+    named = target.final or (target.prepares and story.strange)
+    sentences = namings(target.words, story, who or "everyone", early=not target.final) if named else []
     best, how = _Best(np.inf, [], 0.0), "backwards"
-    if not (namings and story.strange):
+    if not (sentences and story.strange):
         best = _closing(target, story, reader, logits, random, vocabulary)
-    if namings and best.cost > ENOUGH:
-        tokens = vocabulary.encode(random.choice(namings))
+    if sentences and best.cost > ENOUGH:
+        tokens = vocabulary.encode(random.choice(sentences))
         nats = float(_reread([tuple(tokens)], target.final, reader, logits, vocabulary)[0].sum())
         best, how = _Best(REMEMBERED_COST if story.learner else ENOUGH, tokens, nats), "named"
-        story.learner = who
+        story.learner = who if target.prepares else story.learner
     if best.cost > target.most:
         story.plants = 0 if best.cost > HOPELESS else story.plants - 1
         return []
     story.brought.append((len(story.ids), len(story.ids) + len(best.tokens), how))
     story.log_probability -= best.nats
     if target.prepares:
+        story.plants = 0
         unjudged, log_probability = story.unjudged
         story.unjudged = (unjudged + len(best.tokens), log_probability - best.nats)
     if target.final:
         story.closing_cost = max(0.0, best.cost)
     return best.tokens
-
-
-def is_strange(words: str, decoder: Decoder, vocabulary: Vocabulary) -> bool:
-    """Whether the model knows no use of a word as a last one: it has several tokens, or stands elsewhere.
-
-    Args:
-        decoder: any of the model.
-    """
-    ids = vocabulary.word_ids(words)
-    if len(ids) != 1:
-        return len(ids) > 1
-    logits = decoder.fresh().start([[vocabulary.bos, CLOSE_ID, vocabulary.eos, *vocabulary.encode(".")]]).numpy()[0]
-    anywhere = ZIPF[0] * np.log(max(5, ids[0] - NUM_SMALLEST)) + ZIPF[1]  # nats
-    return bool(-log_softmax(logits)[ids[0]] - anywhere > STRANGE)
 
 
 def _closing(
@@ -335,30 +295,6 @@ def _fits(closing: _Closing, target: Target, story: Story) -> bool:
     return quoted and closes_sentence(text) and ends_with(text, target.words) and keeps_capitals(text, target.words)
 
 
-def _about(target: Target, story: Story) -> str:
-    """Who has learnt the word, or else whom the story tells of most often; "" if nobody."""
-    typed = target.words.rstrip(PUNCTUATION).lower()
-    names = [name for name in NAME.findall(story.text) if name.lower() != typed]
-    names = names or [f"the {hero}" for hero in HERO.findall(story.text) if hero != typed]
-    names = names or [parent for parent in PARENT.findall(story.text) if parent.lower() != typed]
-    return story.learner or next((name for name, _ in Counter(names).most_common(1)), "")
-
-
-def _namings(target: Target, story: Story, who: str) -> list[str]:
-    """Sentences that name the ending, if it is one word, for words that the model knows no use of."""
-    typed = target.words.rstrip(PUNCTUATION)
-    word = typed + (target.words[len(typed) :] or ".")
-    if count_words(typed) > 1 or '"' in word or not closes_sentence(story.text):
-        return []
-    kind = "name" if typed[0].isupper() and not typed.isupper() else "word"
-    blank = "" if story.text[-1:].isspace() else " "
-    namings = LEARNT if target.prepares else REMEMBERED if story.learner else NAMINGS
-    texts = [naming.format(who=who, kind=kind, word=word) for naming in namings]
-    texts = [blank + text[0].upper() + text[1:] for text in texts]
-    room = story.words_left - story.ending_words * target.prepares
-    return [text for text in texts if count_words(text) <= room and closes_sentence(text)]
-
-
 def _reread(
     rows: list[tuple[int, ...]], final: bool, reader: Decoder, logits: np.ndarray, vocabulary: Vocabulary
 ) -> list[np.ndarray]:
@@ -395,9 +331,9 @@ def _closing_cost(
     """
     mark = text[len(text.rstrip(PUNCTUATION)) :]
     stop = forward[-1 - len(vocabulary.encode(mark))]
-    strange = STRANGE_COST * (len(vocabulary.word_ids(words)) > 1)
+    pieces = PIECES_COST * (len(vocabulary.word_ids(words)) > 1)
     again = AGAIN_COST * (count_words(words) == 1 and bare_words(text).count(bare_words(words)[-1]) > 1)
-    return _beyond_usual(np.array([*forward, *backward])) + max(0.0, float(stop) - TOKEN_NATS) + strange + again
+    return _beyond_usual(np.array([*forward, *backward])) + max(0.0, float(stop) - TOKEN_NATS) + pieces + again
 
 
 def _beyond_usual(costs: np.ndarray) -> float:

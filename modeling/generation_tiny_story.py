@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .closing_tiny_story import LEAD_TOKENS, Target, bring_in, is_strange
+from .closing_tiny_story import LEAD_TOKENS, Target, bring_in
 from .control_tiny_story import MAX_INCLUDE, NAMED_LENGTHS, control_prefix, fitting_bucket
 from .decoder_tiny_story import Decoder, Precision, open_decoder
+from .naming_tiny_story import is_strange, learner_in
 from .request_tiny_story import (
     StoryRequest,
     closes_sentence,
@@ -95,6 +96,7 @@ def write_stories(
         stories.append(Story(request, ids, request.start, Random(request.seed), whole_word=request.start[-1].isalnum()))
         if request.planned_end:
             stories[-1].strange = strange(request.planned_end)
+            stories[-1].learner = learner_in(request.start, request.planned_end)
             prepared = stories[-1].strange or _is_rare(vocabulary.word_ids(request.planned_end))
             stories[-1].plants = PLANT_TRIES if prepared else 0
         prompts.append([*prefix, tokenizer.bos_token_id, *ids])
@@ -172,7 +174,7 @@ def plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig
             # A word that hardly ever ends a story: a model asked to end on it does so, sense or no sense.
             include, at_home = [*include, at_home], None
         prefix = control_prefix(vocabulary.encode, at_home, bucket, include)
-    wanted = [*request.include, *([ending] if ending else [])]
+    wanted = [*request.include, *([ending] * 2 if ending else [])]  # an ending may be prepared too
     reserve = sum(LEAD_TOKENS + 12 + len(vocabulary.encode(f" {words}")) for words in wanted or [""])
     limit = config.max_position_embeddings - 1 - len(prefix) - reserve
     start = vocabulary.encode(request.start)
@@ -269,12 +271,13 @@ def _is_rare(ids: list[int]) -> bool:
     return len(ids) > 1 or (len(ids) == 1 and ids[0] >= COMMON_TOKENS)
 
 
-def _may_plant(story: Story) -> bool:
-    """Whether this is the time to prepare a rare ending: early, after a sentence or two, if it is not told of yet."""
+def _may_plant(story: Story, vocabulary: Vocabulary) -> bool:
+    """Whether this is the time to prepare an ending: early, after a sentence or two, if it is not told of yet."""
     told, latest = story.num_words - story.words_given, PLANT_LATEST * (story.request.max_words - story.words_given)
     if not story.plants or not PLANT_WORDS <= told <= latest:
         return False
-    return not (story.learner if story.strange else includes(story.text, story.request.end or ""))
+    ending = story.request.end or ""
+    return not story.learner and not (_is_rare(vocabulary.word_ids(ending)) and includes(story.text, ending))
 
 
 def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary, full: bool) -> str | Target | None:
@@ -298,7 +301,7 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
     timely = request.stop_at_first or (closed and (stops or left <= CLOSING_WORDS))
     if may_end and timely and ends_with(text, request.end) and keeps_capitals(text, request.end):
         return "ending"
-    if closed and not stops and _may_plant(story):
+    if closed and not stops and not full and _may_plant(story, vocabulary):
         return Target(vocabulary.with_capital(request.end), final=False, most=PLANT_COST)
     if not missing and not planned:
         if stops:

@@ -58,8 +58,8 @@ class StoryGenerationPipeline(Pipeline):
 
     Returns:
         {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "log_probability",
-        "score", "seed"} and, if asked for, "details", with "rejected" in it: {"story", "score"} of the drafts that were
-        finished and lost, the best first. num_searches are the times that a word or the ending did not come by itself,
+        "score", "seed"} and, if asked for, "details", with "rejected" in it: {"story", "score"} of the other drafts in
+        the likelier half, the best first. num_searches are the times that a word or the ending did not come by itself,
         log_probability is the mean of the tokens written, in nats, score what candidates are chosen by: the same of
         those after the opening, less what an unlikely closing sentence takes away. A list of them if num_stories is
         above 1; for a list, a list with the one or the other for each; for what comes one by one, an iterator that
@@ -116,8 +116,10 @@ class StoryGenerationPipeline(Pipeline):
             raise ValueError("stream tells one story: give one start, and leave num_stories and num_candidates at 1")
         return self._write_one(requests[0], **of_decoder)
 
-    def _write_one(self, request: StoryRequest, precision: Precision = "auto") -> Iterator[str | dict[str, Any]]:
-        for _, piece, story in write_stories(self.model, self.tokenizer, [request], precision):
+    def _write_one(
+        self, request: StoryRequest, precision: Precision = "auto", drafts: int = 1
+    ) -> Iterator[str | dict[str, Any]]:
+        for _, piece, story in write_stories(self.model, self.tokenizer, [request], precision, drafts=drafts):
             if piece:
                 yield piece
             if story.finish_reason:
@@ -231,7 +233,8 @@ class StoryGenerationPipeline(Pipeline):
             best, *rejected = self._ranked(stories[first : first + num_candidates], precision)
             results.append(self._result(best) | {"seed": stories[first].request.seed})
             if details:
-                lost = [{"story": story.text, "score": self._score(story)} for story in rejected]
+                others = {story.text: story for story in reversed(rejected) if story.text != best.text}
+                lost = [{"story": text, "score": self._score(story)} for text, story in reversed(others.items())]
                 results[-1]["details"] = story_details(self.model, self.tokenizer, best) | {"rejected": lost}
         return results if num_stories > 1 else results[0]
 
@@ -251,8 +254,9 @@ class StoryGenerationPipeline(Pipeline):
 
     @staticmethod
     def _score(story: Story) -> float:
-        """What candidates are chosen by: one that reached its limit stands behind all that ended."""
-        cut_off = 1000.0 if story.finish_reason == "length" else 0.0
+        """What candidates are chosen by: one that reached its limit stands behind all that ended, and one that did not
+        come to its ending behind all that did."""
+        cut_off = 1000.0 if story.finish_reason == "length" or story.misses_ending else 0.0
         closing = CLOSING_SHARE * story.closing_cost if story.request.planned_end else 0.0
         return story.mean_judged - closing - cut_off
 

@@ -206,5 +206,6 @@ class StoryRequest:
         return None if self.stop_at_first else self.end
 
     def missing(self, text: str) -> list[str]:
-        """The words to include that the text does not hold yet; the ending's own words count as held."""
-        return [word for word in self.include if not includes(text, word) and not includes(self.end or "", word)]
+        """The words to include that the text does not hold yet; those of an ending that will come count as held."""
+        held = self.planned_end or ""
+        return [word for word in self.include if not includes(text, word) and not includes(held, word)]

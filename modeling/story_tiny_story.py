@@ -64,13 +64,21 @@ class Story:
 
     @property
     def num_judged(self) -> int:
-        """Tokens that say how likely the story is: those after its opening, less what prepared its ending."""
-        return len(self.ids) - self.num_given - self.unjudged[0]
+        """Tokens that say how likely the story is, settled ones too: all after its opening, less what prepared its
+        ending."""
+        return len(self.ids) + len(self.pending) - self.num_given - self.unjudged[0]
 
     @property
     def mean_judged(self) -> float:
-        """The mean log probability of those, in nats."""
-        return (self.log_probability - self.unjudged[1]) / max(1, self.num_judged)
+        """The mean log probability of those, in nats; of a story that is all opening, of all its tokens."""
+        if self.num_judged <= 0:
+            return self.mean_log_probability
+        return (self.log_probability - self.unjudged[1]) / self.num_judged
+
+    @property
+    def misses_ending(self) -> bool:
+        """Whether it was asked for an ending and stopped without."""
+        return bool(self.request.end) and self.finish_reason == "eos"
 
     def follow(self, leader: "Story") -> None:
         """Go on from where another telling of the same wish is, with random numbers of its own."""
@@ -184,7 +192,7 @@ class Vocabulary:
 
     def word_ids(self, words: str) -> list[int]:
         """Tokens of a single word, as the training stories would spell it; of several words, or of none, none."""
-        return self.encode(f" {self.at_home(words).rstrip(PUNCTUATION)}") if count_words(words) == 1 else []
+        return self.encode(f" {self.at_home(words).strip(PUNCTUATION)}") if count_words(words) == 1 else []
 
 
 def joins(piece: str) -> bool:

@@ -21,8 +21,7 @@ from wishes import SEEDS, Wishes
 
 TRIES = 3  # times a story is drawn until it has no word that is unfit for children
 NUM_DRAFTS = 8  # usually: as many as fit into half a second of one thread
-MANY_READERS = 1  # in line: from then on each gets one draft
-FEW_DRAFTS = 4  # if there is one reader in line
+FEW_DRAFTS = 4  # while one reader is in line; with more of them, each gets one
 MANY = 20  # stories whose details stay on the desk
 PLAIN_WORDS = (
     (r"start must hold", "it needs a word or more to start with"),
@@ -78,8 +77,9 @@ class Desk:
         None if it came out otherwise."""
         if tale.key not in self.known:
             result = _tell(engine, tale.steps[-1], tale.text, tale.model, details=True)
-            known = result["details"] | {"score": result["score"]}
-            self.known[tale.key] = known if result["story"] == tale.text else {}
+            lost = [draft for draft in result["details"]["rejected"] if not unfit(draft["story"])]
+            told = result["details"] | {"score": result["score"], "rejected": lost}
+            self.known[tale.key] = told if result["story"] == tale.text else {}
             _forget(self.known)
         return self.known[tale.key] or None
 
@@ -98,7 +98,9 @@ def ask_again(desk: Desk) -> None:
     """Another version: the same wishes, another seed."""
     tale = desk.tale
     assert tale
-    step = replace(tale.steps[-1], seed=secrets.randbelow(SEEDS))
+    last = tale.steps[-1]
+    drafts = max(NUM_DRAFTS, last.num_candidates)  # it may have had few, in a long line
+    step = replace(last, seed=secrets.randbelow(SEEDS), num_candidates=drafts)
     told = tale.text[: step.keep] if step.keep is not None else ""
     desk.ask(Asked(told, tale.steps[:-1], (step,), tale.model), below=True)
 
@@ -127,7 +129,7 @@ def _go_on(desk: Desk, kept: str, end: str | None, words: int) -> None:
     last = tale.steps[-1]
     step = Step(
         start=None, keep=len(kept), end=end, max_words=len(kept.split()) + words, seed=secrets.randbelow(SEEDS),
-        temperature=last.temperature, top_p=last.top_p, num_candidates=last.num_candidates,
+        temperature=last.temperature, top_p=last.top_p, num_candidates=max(NUM_DRAFTS, last.num_candidates),
     )  # fmt: skip
     desk.ask(Asked(kept, tale.steps, (step,), tale.model), below=True)
 
@@ -190,7 +192,7 @@ def _tell_asked(engine: Engine, asked: Asked, on_place: Any) -> Tale | str:
     seconds = 0.0
     for step in asked.steps:
         if not asked.shared and engine.readers:  # fewer drafts for all are better than a long line
-            fewer = 1 if engine.readers > MANY_READERS else FEW_DRAFTS
+            fewer = FEW_DRAFTS if engine.readers == 1 else 1
             step = replace(step, num_candidates=min(step.num_candidates, fewer))
         for number in range(1 if asked.shared else TRIES):
             step = replace(step, seed=(step.seed + 1) % SEEDS if number else step.seed)

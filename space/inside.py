@@ -33,8 +33,8 @@ def look_inside(tale: Tale, details: dict[str, Any]) -> None:
         drafts = tale.steps[-1].num_candidates
         st.markdown(
             f"**Which drafts lost?** {drafts} drafts were begun. Every few words the half that the model found less "
-            "likely gave up and went on from the other half, so those that came to their ends are alike. The one whose "
-            "words after the opening, and whose ending, the model found likeliest was shown."
+            "likely gave up and went on from the other half, so the likeliest, which are here, are alike. Shown was "
+            "the one whose words after the opening, and whose ending, the model found likeliest."
         )
         ends = [{"story": tale.text, "score": details["score"]}, *details["rejected"]]
         st.altair_chart(contest(ends), alt="How likely the model found each draft")

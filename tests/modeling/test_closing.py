@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from modeling import closing_tiny_story
+from modeling import closing_tiny_story, naming_tiny_story
 from modeling.closing_tiny_story import (
     AGAIN_COST,
     BEGIN_ID,
     CLOSE_ID,
     ENOUGH,
     LEAD_TOKENS,
+    PIECES_COST,
     REMEMBERED_COST,
-    STRANGE_COST,
     Target,
     _beyond_usual,
     _Closing,
@@ -27,10 +27,10 @@ from modeling.closing_tiny_story import (
     _spread,
     bring_in,
     ending_cost,
-    is_strange,
 )
 from modeling.decoder_tiny_story import open_decoder
 from modeling.generation_tiny_story import COOLING, HINT, _draw, _judge
+from modeling.naming_tiny_story import about, is_strange, learner_in
 from modeling.request_tiny_story import StoryRequest, closes_sentence, count_words, ends_with, includes, open_quote
 from modeling.sampling_tiny_story import log_softmax
 from modeling.story_tiny_story import Story, Vocabulary
@@ -116,7 +116,7 @@ def test_a_word_to_include_is_brought_in_and_leaves_room(trained_model, vocabula
 )
 def test_a_word_without_a_use_is_named(trained_model, vocabulary, monkeypatch, words: str, named: str | None):
     monkeypatch.setattr(closing_tiny_story, "ENOUGH", -np.inf)
-    monkeypatch.setattr(closing_tiny_story, "NAMINGS", closing_tiny_story.NAMINGS[:1])
+    monkeypatch.setattr(naming_tiny_story, "NAMINGS", naming_tiny_story.NAMINGS[:1])
     text = TEXT + " Mom saw Lily. She was sad."
 
     def closing(room: int) -> str:
@@ -133,8 +133,8 @@ def test_a_word_without_a_use_is_named(trained_model, vocabulary, monkeypatch, w
 @torch.inference_mode()
 def test_a_strange_word_is_learnt_early_and_remembered(trained_model, vocabulary, monkeypatch):
     decoder = open_decoder(trained_model)
-    monkeypatch.setattr(closing_tiny_story, "LEARNT", closing_tiny_story.LEARNT[:1])
-    monkeypatch.setattr(closing_tiny_story, "REMEMBERED", closing_tiny_story.REMEMBERED[:1])
+    monkeypatch.setattr(naming_tiny_story, "LEARNT", naming_tiny_story.LEARNT[:1])
+    monkeypatch.setattr(naming_tiny_story, "REMEMBERED", naming_tiny_story.REMEMBERED[:1])
     story = a_story(vocabulary, end="qualms")
     story.strange, story.plants = True, 2
 
@@ -178,7 +178,7 @@ def test_an_ending_costs_the_same_however_it_came(trained_model, vocabulary, wor
     ("text", "words", "more"),
     [
         (" They were happy.", "happy", 4.0 - closing_tiny_story.TOKEN_NATS),  # its stop is a surprise
-        (" They liked the xylophone.", "xylophone", 4.0 - closing_tiny_story.TOKEN_NATS + STRANGE_COST),
+        (" They liked the xylophone.", "xylophone", 4.0 - closing_tiny_story.TOKEN_NATS + PIECES_COST),
         (" They were happy and happy.", "happy", 4.0 - closing_tiny_story.TOKEN_NATS + AGAIN_COST),
         (" They lived in the big xylophone.", "the big xylophone", 4.0 - closing_tiny_story.TOKEN_NATS),
     ],
@@ -240,6 +240,29 @@ def test_late_in_a_story_a_hint_of_an_end_is_enough(vocabulary, probability, sta
     logits[[drawn, vocabulary.eos]] = np.log([1 - probability, probability])
     step = _judge(story, drawn, logits, vocabulary, full=False)
     assert step == (Target("moon", final=True) if closes else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "who"),
+    [
+        ("Lily was a girl. She ran to Tom.", "Lily"),
+        ("Tom ran. Tom sat. He met Sue.", "Tom"),
+        ('Wow, it was Monday. "Hi," said Mom to the little girl.', "the girl"),
+        ("Mom saw Dean and the dog. She smiled. The dog ran. Then they sat.", "Dean"),
+        ("Mum and Dad smiled.", "Mum"),
+        ("It was a cold day.", ""),
+    ],
+)
+def test_whom_a_story_is_about(vocabulary, text: str, who: str):
+    assert about("qualms", a_story(vocabulary, text, end="qualms"), vocabulary) == who
+
+
+def test_who_learnt_a_word_in_a_story_that_goes_on():
+    for form in naming_tiny_story.LEARNT:
+        for who in ("Tom", "the dog"):
+            told = form.format(who=who, kind="word", word="qualms.")
+            assert learner_in(f"It rained. {told[0].upper()}{told[1:]} It rained.", "qualms") == who
+    assert learner_in('Tom had just learned a new word: "sea."', "qualms") == ""
 
 
 def test_no_sentence_ends_on_a_title(vocabulary):

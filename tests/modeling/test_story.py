@@ -3,6 +3,7 @@
 import math
 import re
 from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -145,6 +146,42 @@ def test_the_best_of_some_candidates_is_told(tell: Pipeline):
     assert two[1] == tell("The fox", num_candidates=2, seed=6, **wishes)
     details = tell("The fox", num_candidates=4, seed=5, details=True, **wishes)["details"]
     assert len(details["rejected"]) == 1 and details["rejected"][0]["score"] <= best["score"]
+
+
+def test_a_draft_is_judged_by_what_is_settled():
+    """One in the middle of what is brought in is as likely as when that is written; one that is all opening counts
+    whole."""
+    story = Story(StoryRequest("She"), [1] * 30, "She", Random(0))
+    story.num_given, story.log_probability, story.unjudged, story.pending = 4, -20.0, (6, -8.0), [1] * 4
+    assert (story.num_judged, story.mean_judged) == (24, -0.5)
+    story.ids, story.pending = story.ids + story.pending, []
+    assert (story.num_judged, story.mean_judged) == (24, -0.5)
+    story.unjudged = (30, -20.0)
+    assert story.mean_judged == story.mean_log_probability < 0
+
+
+def test_drafts_that_stop_at_the_first_ending_come_to_it(tell: Pipeline):
+    for seed in range(4):
+        told = tell("Lily went", end="park", stop_at_first=True, num_candidates=6, max_words=120, seed=seed)
+        assert told["finish_reason"] == "ending" and told["score"] < 0
+
+
+def test_a_stream_takes_one_candidate(tell: Pipeline):
+    pieces = tell.stream("She", end="home", max_words=40, num_candidates=1, seed=1)
+    assert "".join(pieces) == tell("She", end="home", max_words=40, seed=1)["story"]
+
+
+def test_a_word_that_was_learnt_is_remembered_in_what_follows(tell: Pipeline):
+    start = 'Tom ran to the park. He saw Lily. That day, Lily learned a new word: "qualms." They were happy.'
+    for seed in range(4):
+        story = tell(continue_from=start, end="qualms", max_words=100, seed=seed)["story"]
+        assert story.count('learned a new word: "qualms') == 1 and ends_with(story, "qualms")
+        assert "Lily" in story[story.rindex("qualms") - 80 :]
+
+
+def test_a_word_to_include_is_told_of_where_the_ending_may_not_come(tell: Pipeline):
+    told = tell("She", end="qualms", include=["qualms"], stop_at_first=True, max_words=30, seed=0)
+    assert includes(told["story"], "qualms")
 
 
 def test_drafts_compete(tell: Pipeline):

@@ -117,6 +117,14 @@ def test_a_story_with_an_unfit_word_is_never_shown(monkeypatch: pytest.MonkeyPat
     assert desk(page).tale.steps[-1].seed == 4
 
 
+def test_a_lost_draft_with_an_unfit_word_is_not_shown_either(monkeypatch: pytest.MonkeyPatch):
+    page = ask(open_page(), "The little fox", "home", max_words=80, seed="3", num_drafts=8)
+    tale = desk(page).tale
+    monkeypatch.setattr("desk.unfit", lambda *texts: any(text and text != tale.text for text in texts))
+    page.toggle(key="inside").set_value(True).run()
+    assert desk(page).known[tale.key]["rejected"] == []
+
+
 def test_a_long_line_makes_for_fewer_drafts(monkeypatch: pytest.MonkeyPatch):
     page = open_page()
     import engine  # the page has put its folder on the path
@@ -134,6 +142,9 @@ def test_a_long_line_makes_for_fewer_drafts(monkeypatch: pytest.MonkeyPatch):
     assert desk(page).known[told[3].key]["rejected"] == []
     other = desk(open_page(story=share.to_link(told[0])))
     assert other.tale.text == told[0].text and "just as it was" in other.news
+    monkeypatch.setattr(engine.Engine, "readers", 0)
+    page.button(key="another").click().run()
+    assert desk(page).tale.steps[-1].num_candidates == 8  # for the line is gone
 
 
 def test_a_wrong_seed_is_said():
