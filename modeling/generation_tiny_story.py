@@ -243,7 +243,8 @@ def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:
     if story.whole_word:
         logits[vocabulary.joins] = -np.inf
     for token, penalty in repetition_penalties(story.ids, request.dry_multiplier).items():
-        logits[token] -= penalty
+        if not vocabulary.joins[token]:  # a word that was begun is not broken off
+            logits[token] -= penalty
     temperature = request.temperature * (COOLING if _closes_soon(story) else 1)
     boldness = BOLDNESS if _opens(story) else 1.0
     return sample(*nucleus(logits, temperature, request.top_p, boldness), story.random.random())

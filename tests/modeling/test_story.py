@@ -6,6 +6,7 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from transformers import Pipeline
 
 from modeling import closing_tiny_story, generation_tiny_story, pipeline_tiny_story
 from modeling.control_tiny_story import LENGTHS, SPECIAL_TOKENS
-from modeling.generation_tiny_story import OPENING, SENTENCE_WORDS, close_story, plan, write_stories
+from modeling.generation_tiny_story import OPENING, SENTENCE_WORDS, _draw, close_story, plan, write_stories
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
 from modeling.request_tiny_story import (
     BOUNDARY,
@@ -25,7 +26,7 @@ from modeling.request_tiny_story import (
     includes,
     quotes_after,
 )
-from modeling.sampling_tiny_story import DRY_ALLOWED
+from modeling.sampling_tiny_story import DRY_ALLOWED, repetition_penalties
 from modeling.story_tiny_story import Story, vocabulary_of
 
 PAIRS = [
@@ -146,6 +147,22 @@ def test_the_best_of_some_candidates_is_told(tell: Pipeline):
     assert two[1] == tell("The fox", num_candidates=2, seed=6, **wishes)
     details = tell("The fox", num_candidates=4, seed=5, details=True, **wishes)["details"]
     assert len(details["rejected"]) == 1 and details["rejected"][0]["score"] <= best["score"]
+
+
+def test_the_guard_against_loops_breaks_off_no_word(tell: Pipeline):
+    """A name of several tokens may be told again and again; no token that goes on a word is made less likely."""
+    vocabulary = vocabulary_of(tell.tokenizer, tell.model.config.vocab_size)
+    first, *rest = vocabulary.encode(" Dragons")
+    said = [*vocabulary.encode(" One day,"), first, *rest, *vocabulary.encode(" ran. One day,")]
+    assert repetition_penalties([*said, first], 1.2)[rest[0]] > 0
+    story = Story(StoryRequest("One", temperature=0.0), [*said, first], "One day, Dragons ran. One day, D", Random(0))
+    logits = np.full(tell.model.config.vocab_size, -20.0, dtype=np.float32)
+    (other,) = vocabulary.encode(" dog")
+    logits[rest[0]], logits[other] = 1.0, 0.5
+    assert _draw(story, logits, vocabulary) == rest[0]
+    loop = Story(StoryRequest("One", temperature=0.0), said, "One day, Dragons ran. One day,", Random(0))
+    logits[rest[0]], logits[first] = -20.0, 1.0
+    assert _draw(loop, logits, vocabulary) == other  # but no loop begins
 
 
 def test_a_draft_is_judged_by_what_is_settled():
