@@ -1,10 +1,7 @@
 """The story contract, through the pipeline and the trained model of this clone."""
 
-import math
 import re
-from itertools import pairwise
 from random import Random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +9,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import Pipeline
 
-from modeling import closing_tiny_story, generation_tiny_story, pipeline_tiny_story
+from modeling import closing_tiny_story, generation_tiny_story
 from modeling.control_tiny_story import LENGTHS, SPECIAL_TOKENS
-from modeling.generation_tiny_story import OPENING, SENTENCE_WORDS, _draw, close_story, plan, write_stories
+from modeling.generation_tiny_story import SENTENCE_WORDS, _draw, plan, write_stories
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
 from modeling.request_tiny_story import (
     BOUNDARY,
@@ -137,18 +134,6 @@ def test_the_limit_holds_at_the_end_of_a_paragraph(tell: Pipeline, monkeypatch: 
     assert limits >= 5
 
 
-def test_the_best_of_some_candidates_is_told(tell: Pipeline):
-    wishes = {"end": "park", "max_words": 50}
-    best = tell("The fox", num_candidates=4, seed=5, **wishes)
-    assert ends_with(best["story"], "park")
-    assert tell("The fox", num_candidates=4, seed=best["seed"], **wishes) == best
-    two = tell("The fox", num_candidates=2, num_stories=2, seed=5, **wishes)
-    assert [story["seed"] for story in two] == [5, 6]
-    assert two[1] == tell("The fox", num_candidates=2, seed=6, **wishes)
-    details = tell("The fox", num_candidates=4, seed=5, details=True, **wishes)["details"]
-    assert len(details["rejected"]) == 1 and details["rejected"][0]["score"] <= best["score"]
-
-
 def test_the_guard_against_loops_breaks_off_no_word(tell: Pipeline):
     """A name of several tokens may be told again and again; no token that goes on a word is made less likely."""
     vocabulary = vocabulary_of(tell.tokenizer, tell.model.config.vocab_size)
@@ -163,24 +148,6 @@ def test_the_guard_against_loops_breaks_off_no_word(tell: Pipeline):
     loop = Story(StoryRequest("One", temperature=0.0), said, "One day, Dragons ran. One day,", Random(0))
     logits[rest[0]], logits[first] = -20.0, 1.0
     assert _draw(loop, logits, vocabulary) == other  # but no loop begins
-
-
-def test_a_draft_is_judged_by_what_is_settled():
-    """One in the middle of what is brought in is as likely as when that is written; one that is all opening counts
-    whole."""
-    story = Story(StoryRequest("She"), [1] * 30, "She", Random(0))
-    story.num_given, story.log_probability, story.unjudged, story.pending = 4, -20.0, (6, -8.0), [1] * 4
-    assert (story.num_judged, story.mean_judged) == (24, -0.5)
-    story.ids, story.pending = story.ids + story.pending, []
-    assert (story.num_judged, story.mean_judged) == (24, -0.5)
-    story.unjudged = (30, -20.0)
-    assert story.mean_judged == story.mean_log_probability < 0
-
-
-def test_drafts_that_stop_at_the_first_ending_come_to_it(tell: Pipeline):
-    for seed in range(4):
-        told = tell("Lily went", end="park", stop_at_first=True, num_candidates=6, max_words=120, seed=seed)
-        assert told["finish_reason"] == "ending" and told["score"] < 0
 
 
 def test_a_stream_takes_one_candidate(tell: Pipeline):
@@ -199,66 +166,6 @@ def test_a_word_that_was_learnt_is_remembered_in_what_follows(tell: Pipeline):
 def test_a_word_to_include_is_told_of_where_the_ending_may_not_come(tell: Pipeline):
     told = tell("She", end="qualms", include=["qualms"], stop_at_first=True, max_words=30, seed=0)
     assert includes(told["story"], "qualms")
-
-
-def test_drafts_compete(tell: Pipeline):
-    """Every few words the less likely half of the drafts goes on from the likelier half, and nothing else changes."""
-    seen: list[dict[int, str]] = []
-    requests = [StoryRequest("The fox", max_words=90, seed=seed) for seed in range(6)]
-    texts = {}
-    for index, piece, story in write_stories(tell.model, tell.tokenizer, requests, drafts=6):
-        assert not piece or story.finish_reason or story.text == "The fox"
-        texts[index] = story.text
-        if index == max(texts):
-            seen.append(dict(texts))
-    alone = {index: story.text for index, _, story in write_stories(tell.model, tell.tokenizer, requests)}
-    openings = [{text[:60] for text in told.values()} for told in (alone, texts)]
-    assert len(openings[0]) > len(openings[1])
-    # Whose text changed took over another draft's, to the letter.
-    took_over = 0
-    for before, after in pairwise(seen):
-        for index, text in before.items():
-            if not after[index].startswith(text):
-                took_over += 1
-                assert any(after[index].startswith(other[: len(after[index])]) for other in before.values())
-    assert took_over >= 3
-
-
-def test_drafts_are_likelier_for_competing(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
-    def mean_score() -> float:
-        teller = StoryGenerationPipeline(model=tell.model, tokenizer=tell.tokenizer)
-        told = teller(["Once upon a time", "The fox", "One day"] * 4, max_words=120, seed=1, num_candidates=4)
-        return sum(story["score"] for story in told) / len(told)
-
-    competing = mean_score()
-    monkeypatch.setattr(generation_tiny_story, "STAGE_TOKENS", 10_000)
-    assert competing > mean_score()
-
-
-def test_only_the_likeliest_drafts_are_closed(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
-    closed: list[int] = []
-
-    def counted(story: Story, *arguments: Any) -> None:
-        closed.append(story.request.seed)
-        close_story(story, *arguments)
-
-    monkeypatch.setattr(pipeline_tiny_story, "close_story", counted)
-    wishes = {"end": "mountain", "max_words": 60, "seed": 2}
-    best = StoryGenerationPipeline(model=tell.model, tokenizer=tell.tokenizer)("The fox", num_candidates=12, **wishes)
-    assert 1 <= len(closed) <= 6 and best["finish_reason"] == "ending"
-
-
-def test_candidates_are_chosen_by_what_follows_the_opening(tell: Pipeline):
-    """The score, against the model's own probabilities of the tokens after the opening."""
-    for seed in range(3):
-        told = tell("Once upon a time", max_words=100, seed=seed, precision="full", details=True)
-        tokens, text, opening = told["details"]["tokens"][4:], "Once upon a time", 0
-        while count_words(text) - 4 < OPENING * (100 - 4):
-            text += tokens[opening]["text"]
-            opening += 1
-        after = [math.log(token["probability"]) for token in tokens[opening - 1 :]]
-        cut_off = 1000 * (told["finish_reason"] == "length")
-        assert told["score"] + cut_off == pytest.approx(sum(after) / len(after), abs=1e-3)
 
 
 def test_stories_differ_from_their_openings_on(tell: Pipeline, monkeypatch: pytest.MonkeyPatch):
