@@ -1,5 +1,9 @@
-"""`causal_blocks`: attention for training on a CPU, where a compiled softmax over blocks that fit the caches is faster
-than SDPA, and what causality hides need not be computed. Importing this module makes the name known to transformers."""
+"""Attention for training on packed rows; importing this module makes the names known to transformers.
+
+`causal_blocks`, on a CPU: a compiled softmax over blocks that fit the caches is faster than SDPA, and what causality
+hides need not be computed. `packed_documents`, on a GPU: each document is a sequence of its own, so nothing is computed
+that a mask would hide, where SDPA with a mask has only its slower kernels.
+"""
 
 from typing import Any
 
@@ -43,5 +47,55 @@ def causal_blocks_attention_forward(
     return torch.cat(outputs, dim=1), None
 
 
+def packed_documents_arguments(position_ids: torch.Tensor) -> dict[str, Any]:
+    """What a model's forward pass needs besides for `packed_documents`: where documents begin, in the names that
+    transformers has for it. Positions (batch, time) restart where a document does; a row's padding is one too."""
+    batch, time = position_ids.shape
+    starts = (position_ids == 0).flatten()  # (batch * time,)
+    starts[::time] = True  # of a document that is cut, the later piece begins a row
+    # A fixed number, so that a compiled model sees one shape: what is left over are documents of no tokens.
+    most = batch * time // 8
+    bounds = torch.full((most + 1,), batch * time, dtype=torch.int32, device=position_ids.device)
+    order = starts.long().cumsum(0) - 1
+    places = torch.arange(batch * time, dtype=torch.int32, device=position_ids.device)
+    bounds.scatter_(0, torch.where(starts, order, most), torch.where(starts, places, batch * time))
+    return {"cu_seq_lens_q": bounds, "max_length_q": time}
+
+
+def packed_documents_attention_forward(
+    module: MultiHeadAttention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Flash attention (Dao 2023, arXiv 2307.08691) over documents of different lengths, in bf16.
+
+    Args:
+        query, key, value: (batch, heads, time, head_dim), as many heads each.
+        cu_seq_lens_q: places where the documents begin in the rows laid end to end, and the end (documents + 1,).
+        max_length_q: tokens of the longest document, or more.
+
+    Returns:
+        output (batch, time, heads, head_dim), and no weights.
+    """
+    batch, heads, time, head_dim = query.shape
+    flat = [x.transpose(1, 2).reshape(batch * time, heads, head_dim).bfloat16() for x in (query, key, value)]
+    output = torch.ops.aten._flash_attention_forward(
+        *flat, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, 0.0, True, False, scale=scaling
+    )[0]
+    return output.view(batch, time, heads, head_dim), None
+
+
+def no_mask(*args: Any, **kwargs: Any) -> None:
+    """The kernel knows where documents begin."""
+
+
 AttentionInterface.register("causal_blocks", causal_blocks_attention_forward)
 AttentionMaskInterface.register("causal_blocks", eager_mask)
+AttentionInterface.register("packed_documents", packed_documents_attention_forward)
+AttentionMaskInterface.register("packed_documents", no_mask)

@@ -38,20 +38,55 @@ class Muon(torch.optim.Muon):
         return loss
 
 
+class BatchedMuon(Muon):
+    """The same step for all matrices of a shape at once: one by one, those of a deep model keep a GPU waiting."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One update."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            momentum, lr, decay = group["momentum"], group["lr"], group["weight_decay"]
+            by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append((parameter, parameter.grad))
+            for shape, pairs in by_shape.items():
+                parameters = [parameter for parameter, _ in pairs]
+                grads = torch.stack([grad for _, grad in pairs])  # (matrices, rows, columns)
+                state = self.state[parameters[0]]
+                buffer = state.setdefault("momentum_buffers", torch.zeros_like(grads))
+                buffer.lerp_(grads, 1 - momentum)
+                matrices = grads.lerp(buffer, momentum)
+                if bf16_is_fast():
+                    matrices = matrices.bfloat16()
+                update = orthogonal(matrices, group["ns_coefficients"], group["ns_steps"]).to(grads.dtype)
+                torch._foreach_mul_(parameters, 1 - lr * decay)
+                torch._foreach_add_(parameters, update.unbind(), alpha=-lr * max(1, shape[0] / shape[1]) ** 0.5)
+        return loss
+
+
 def orthogonal(matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int) -> torch.Tensor:
     """The nearest matrix with orthonormal rows or columns, roughly: all singular values are brought to about one by a
-    quintic Newton-Schulz iteration (Jordan et al. 2024)."""
+    quintic Newton-Schulz iteration (Jordan et al. 2024). One matrix, or several (..., rows, columns)."""
     a, b, c = coefficients
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / wide.norm().clamp(min=1e-7)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    wide = matrix.mT if tall else matrix
+    wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
-        gram = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+        gram = wide @ wide.mT
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    return wide.mT if tall else wide
 
 
 def build_optimizers(
-    model: nn.Module, muon_lr: float, adam_lr: float, embedding_lr: float, weight_decay: float, momentum: float = 0.95
+    model: nn.Module,
+    muon_lr: float,
+    adam_lr: float,
+    embedding_lr: float,
+    weight_decay: float,
+    momentum: float = 0.95,
+    muon: type[Muon] = Muon,
 ) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the 2-D weights inside the decoder layers; AdamW (Loshchilov and Hutter 2019)
     for the embedding, the output layer, the norms and the biases.
@@ -61,6 +96,7 @@ def build_optimizers(
         adam_lr: learning rate of the output layer, the norms and the biases.
         embedding_lr: learning rate of the token embedding; each of its rows moves only when its token occurs.
         weight_decay: of the matrices; embeddings, norms and biases are not decayed.
+        muon: `Muon`, or `BatchedMuon` on one GPU.
 
     Returns:
         The optimisers, every trainable parameter in exactly one of their groups, each group with its peak learning
@@ -87,7 +123,7 @@ def build_optimizers(
     ]
     optimizers: list[torch.optim.Optimizer] = []
     if muon_lr > 0:
-        optimizers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay, momentum=momentum))
+        optimizers.append(muon(matrices, lr=muon_lr, weight_decay=weight_decay, momentum=momentum))
     else:
         adam_groups.append({"params": matrices, "lr": adam_lr, "weight_decay": weight_decay})
     optimizers.append(torch.optim.AdamW(adam_groups, betas=(0.9, 0.95), eps=1e-8))

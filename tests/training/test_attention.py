@@ -1,4 +1,4 @@
-"""Attention in blocks of queries is the eager attention."""
+"""Attention in blocks of queries is the eager attention; so, on a GPU, is that over documents laid end to end."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from tests.conftest import RECIPES, large_init
-from training.attention import BLOCK
+from training.attention import BLOCK, packed_documents_arguments
 from training.config import TrainingConfig
 from training.train import build_model
 
@@ -53,3 +53,28 @@ def test_a_run_can_ask_for_it(tmp_path):
     assert build_model(config, TinyStoryConfig(**RECIPES["modern"])).config._attn_implementation == "causal_blocks"
     with pytest.raises(ValueError, match="causal_block"):
         build_model(TrainingConfig(str(tmp_path), attention="causal_block"), TinyStoryConfig(**RECIPES["modern"]))
+
+
+def test_documents_begin_where_positions_or_rows_do():
+    position_ids = torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2], [7, 8, 9, 10, 0, 1, 2, 3]])
+    wide = torch.cat((position_ids, torch.arange(40).expand(2, -1)), dim=1)  # (2, 48): room for more documents
+    arguments = packed_documents_arguments(wide)
+    bounds = arguments["cu_seq_lens_q"].tolist()
+    assert arguments["max_length_q"] == 48
+    assert bounds[:8] == [0, 3, 5, 8, 48, 52, 56, 96] and set(bounds[8:]) == {96}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention over documents runs on a GPU")
+def test_documents_laid_end_to_end_are_those_of_a_mask():
+    model = TinyStoryForCausalLM(TinyStoryConfig(**RECIPES["modern"] | {"num_key_value_heads": 4})).cuda()
+    ids = torch.randint(3, 99, (2, LENGTH), device="cuda")
+    position_ids = (torch.arange(LENGTH, device="cuda") % 70).expand(2, -1)
+    found = []
+    for name, arguments in (("sdpa", {}), ("packed_documents", packed_documents_arguments(position_ids))):
+        model.set_attn_implementation(name)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids, position_ids=position_ids, use_cache=False, **arguments).loss
+        loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        model.zero_grad()
+    assert (found[0] - found[1]).norm() < 0.05 * found[0].norm()

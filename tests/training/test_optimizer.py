@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from training import optimizer
-from training.optimizer import Muon, orthogonal
+from training.optimizer import BatchedMuon, Muon, orthogonal
 
-SHAPES = [(48, 48), (32, 96), (96, 32)]
+SHAPES = [(48, 48), (32, 96), (96, 32), (48, 48), (32, 96)]
 
 
 def trained(kind: type[torch.optim.Muon], steps: int = 3) -> list[torch.Tensor]:
@@ -30,6 +30,14 @@ def test_muon_without_bf16_is_torchs_own_up_to_rounding(monkeypatch: pytest.Monk
         assert (ours - theirs).norm() < 0.02 * (theirs - before).norm()
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+def test_all_matrices_of_a_shape_at_once_is_muon_up_to_rounding(monkeypatch: pytest.MonkeyPatch, bf16: bool):
+    monkeypatch.setattr(optimizer, "bf16_is_fast", lambda: bf16)
+    start = trained(Muon, steps=0)
+    for batched, single, before in zip(trained(BatchedMuon), trained(Muon), start, strict=True):
+        assert (batched - single).norm() < (0.05 if bf16 else 1e-5) * (single - before).norm()
+
+
 def test_a_run_may_go_on_where_bf16_is_not_fast(monkeypatch: pytest.MonkeyPatch):
     moved = []
     for speeds in ((True, True), (True, False)):
@@ -44,7 +52,7 @@ def test_a_run_may_go_on_where_bf16_is_not_fast(monkeypatch: pytest.MonkeyPatch)
     assert (moved[1] - moved[0]).norm() < 0.02 * moved[0].norm()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES[:3])
 def test_orthogonal_keeps_the_directions_and_evens_the_singular_values(shape: tuple[int, int]):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)

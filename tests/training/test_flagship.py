@@ -1,0 +1,138 @@
+"""Teachers and their student: what is packed, what is learnt, and that the command makes a model that tells."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast
+
+from training import flagship
+from training.data import IGNORED
+from training.flagship import mean_probabilities, summed_nats, taught_nats
+from training.passes import Packer, on_device
+
+DEVICE = torch.device("cpu")
+SMALL = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "use_bias": False,
+    "position_type": "rope", "norm_type": "rmsnorm", "norm_position": "pre", "hidden_act": "swiglu",
+    "tie_word_embeddings": True,
+}  # fmt: skip
+RUN = {
+    "output_dir": "-", "model": SMALL, "dropout": 0.0, "row_length": 256, "batch_rows": 2, "warmup_steps": 3,
+    "whole_stories": True, "wishes_share": 0.5, "closings_share": 0.5, "teachers_share": 0.7,
+}  # fmt: skip
+
+
+@pytest.fixture
+def packer(tokenizer: PreTrainedTokenizerFast, stories: list[str]) -> Packer:
+    return Packer(
+        ThreadPoolExecutor(1), stories, ["story"] * len(stories), row_length=256, wishes_share=0.5, closings_share=0.0,
+        backend=tokenizer.backend_tokenizer.to_str(), bos=1, eos=2, whole_stories=True,
+    )  # fmt: skip
+
+
+def test_a_plain_pass_holds_every_story_and_each_target_is_the_next_token(
+    packer: Packer, tokenizer: PreTrainedTokenizerFast, stories: list[str]
+):
+    rows = on_device(packer.submit(stories, ["story"] * len(stories), "", wishes_share=0.0), DEVICE)
+    found = []
+    for batch in rows.batches(1, seed=3):
+        ids, targets = batch["input_ids"][0], batch["targets"][0]
+        scored = targets != IGNORED
+        assert torch.equal(targets[:-1][scored[:-1]], ids[1:][scored[:-1]])
+        starts = [*(batch["position_ids"][0] == 0).nonzero()[:, 0].tolist(), len(ids)]
+        for start, stop in pairwise(starts):
+            assert not scored[stop - 1]  # another document's beginning follows
+            if ids[start] == tokenizer.bos_token_id:
+                assert scored[start : stop - 1].all()
+                found.append(tokenizer.decode(ids[start:stop], skip_special_tokens=True))
+    assert sorted(found) == sorted(stories)
+
+
+def test_each_pass_is_drawn_anew_and_tells_written_stories_apart(packer: Packer, stories: list[str]):
+    first, second = packer.next(DEVICE, []), packer.next(DEVICE, stories[:3])
+    assert not first.written.any() and 0 < second.written.sum() < len(second.written)
+    assert not torch.equal(first.input_ids, second.input_ids[: len(first.input_ids)])
+
+
+def test_taught_targets_are_the_mix_of_tokens_and_teachers():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(3, 5, 8, generator=generator), torch.randn(11, 8, generator=generator)
+    targets = torch.randint(0, 11, (3, 5), generator=generator)
+    targets[0, 2] = IGNORED
+    heard = [(torch.randn(3, 5, 4, generator=generator), torch.randn(11, 4, generator=generator)) for _ in range(2)]
+    said = mean_probabilities(*zip(*heard, strict=True))
+    share = torch.tensor([[0.0], [0.7], [1.0]])
+    expected = torch.zeros(())
+    for row in range(3):
+        for at in range(5):
+            if targets[row, at] != IGNORED:
+                mixed = share[row] * sum((h[row, at] @ w.T).softmax(-1) for h, w in heard) / 2
+                mixed[targets[row, at]] += 1 - share[row, 0]
+                expected += cross_entropy(hidden[row, at] @ weight.T, mixed)
+    torch.testing.assert_close(taught_nats(hidden, weight, targets, said, share), expected)
+    alone = taught_nats(hidden, weight, targets, said, torch.zeros(3, 1))
+    torch.testing.assert_close(summed_nats(hidden, weight, targets), alone)
+
+
+def test_the_command_trains_teachers_and_a_student_that_tells(
+    run_command: Callable[..., str], tmp_path: Path, long_stories: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("teacher", "student"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(RUN))
+    run_command(
+        "training.flagship", "--output_dir", tmp_path / "run", "--dataset", long_stories, "--validation_dataset",
+        Path(__file__).parent.parent / "stories.jsonl", "--teacher", tmp_path / "teacher.yaml", "--student",
+        tmp_path / "student.yaml", "--num_teachers", 2, "--teacher_minutes", 0.03, "--student_minutes", 0.05,
+        "--packers", 1,
+    )  # fmt: skip
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    scores = {line["run"]: line["bits_per_byte"] for line in log if "bits_per_byte" in line and "step" in line}
+    untrained = next(line["bits_per_byte"] for line in log if line.get("run") == "student" and "written" in line)
+    assert scores.keys() == {"teacher 0", "teacher 1", "student"} and max(scores.values()) < untrained
+    model, tokenizer = flagship.load_pretrained(str(tmp_path / "run" / "model"))
+    assert model.config.hidden_size == 32 and len(tokenizer) == model.config.vocab_size
+
+
+def test_an_attention_that_cannot_run_is_named_and_not_taken(
+    run_command: Callable[..., str], tmp_path: Path, long_stories: Path
+):
+    if torch.cuda.is_available():
+        pytest.skip("it runs here")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
+    said = run_command(
+        "training.flagship", "--output_dir", tmp_path / "run", "--dataset", long_stories, "--validation_dataset",
+        Path(__file__).parent.parent / "stories.jsonl", "--teacher", tmp_path / "run.yaml", "--student",
+        tmp_path / "run.yaml", "--num_teachers", 1, "--teacher_minutes", 0.005, "--student_minutes", 0.005,
+        "--packers", 1, "--attention", "packed_documents",
+    )  # fmt: skip
+    assert "attention sdpa because" in said
+
+
+def test_writers_need_weights(tmp_path: Path, run_command: Callable[..., str], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        run_command(
+            "training.flagship", "--output_dir", tmp_path, "--dataset", "x.txt", "--validation_dataset", "y.txt",
+            "--writers", 1,
+        )  # fmt: skip
+    assert "init_from" in capsys.readouterr().err
+
+
+def test_a_writer_writes_whole_stories_until_it_is_stopped(tmp_path: Path, stories: list[str]):
+    config = flagship.FlagshipConfig(
+        str(tmp_path), [], "", init_from=str(flagship.Path("modeling").resolve()), writers=1
+    )
+    started = flagship.start_writers(config, stories)
+    path = started[0][1]
+    while not (path.exists() and len(path.read_text().splitlines()) >= 4):
+        assert started[0][0].is_alive()
+        started[0][0].join(0.2)
+    written = flagship.stop_writers(started)
+    assert written and not started[0][0].is_alive()
+    assert all(len(story.split()) > 10 and story.endswith((".", "!", "?", '"')) for story in written)
