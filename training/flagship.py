@@ -85,9 +85,9 @@ class Log:
         print(" ".join(f"{name} {v:.4f}" if isinstance(v, float) else f"{name} {v}" for name, v in values.items()))
 
 
-def write_until_stopped(model_name: str, starts: list[str], path: Path, seed: int) -> None:
-    """Write stories with a model, a line of JSON each, for as long as the process lives."""
-    os.nice(10)
+def write_until_stopped(model_name: str, starts: list[str], path: Path, seed: int, nice: int = 0) -> None:
+    """Write stories with a model, a line of JSON each, until the starts are used up or the process is ended."""
+    os.nice(nice)
     torch.set_num_threads(1)
     model, tokenizer = load_pretrained(model_name)
     with path.open("w", encoding="utf-8") as file:
@@ -293,7 +293,7 @@ def start_writers(config: FlagshipConfig, texts: list[str]) -> list[tuple[multip
     for number in range(config.writers):
         starts = [" ".join(text.split()[: 1 + i % 4]) for i, text in enumerate(texts[number :: config.writers])]
         path = Path(config.output_dir) / f"written_{number}.jsonl"
-        arguments = (config.init_from, starts, path, number * 10**6)
+        arguments = (config.init_from, starts, path, number * 10**6, 10)
         process = multiprocessing.get_context("spawn").Process(target=write_until_stopped, args=arguments, daemon=True)
         process.start()
         started.append((process, path))

@@ -1,6 +1,8 @@
 """Teachers and their student: what is packed, what is learnt, and that the command makes a model that tells."""
 
 import json
+import multiprocessing
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -12,6 +14,7 @@ import yaml
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
+from tests.conftest import HUB_FOLDER
 from training import flagship
 from training.data import IGNORED
 from training.flagship import mean_probabilities, summed_nats, taught_nats
@@ -124,15 +127,14 @@ def test_writers_need_weights(tmp_path: Path, run_command: Callable[..., str], c
     assert "init_from" in capsys.readouterr().err
 
 
-def test_a_writer_writes_whole_stories_until_it_is_stopped(tmp_path: Path, stories: list[str]):
-    config = flagship.FlagshipConfig(
-        str(tmp_path), [], "", init_from=str(flagship.Path("modeling").resolve()), writers=1
-    )
-    started = flagship.start_writers(config, stories)
-    path = started[0][1]
-    while not (path.exists() and len(path.read_text().splitlines()) >= 4):
-        assert started[0][0].is_alive()
-        started[0][0].join(0.2)
-    written = flagship.stop_writers(started)
-    assert written and not started[0][0].is_alive()
-    assert all(len(story.split()) > 10 and story.endswith((".", "!", "?", '"')) for story in written)
+def test_of_what_writers_wrote_whole_stories_count(tmp_path: Path):
+    path = tmp_path / "written.jsonl"
+    flagship.write_until_stopped(str(HUB_FOLDER), ["Once upon a time", "The", "She", "One day"], path, seed=0)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 4 and all(json.loads(line)["text"] for line in lines)
+    path.write_text("\n".join([*lines, json.dumps({"text": "Once", "whole": False}), lines[0][:40]]))
+    process = multiprocessing.Process(target=time.sleep, args=(60,))
+    process.start()
+    written = flagship.stop_writers([(process, path)])
+    assert written == [json.loads(line)["text"] for line in lines if json.loads(line)["whole"]]
+    assert written and not process.is_alive()
