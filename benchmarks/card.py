@@ -77,6 +77,8 @@ def stories() -> str:
     }
     for name in texts["real"]["quality"]:
         picked[name] = partial(_quality, name)
+    for name in ("odd sentences", "odd last sentences"):
+        picked[f"{name}, %"] = partial(_share, name)
     for name, cell in picked.items():
         lines.append(f"| {name} | {' | '.join(cell(texts[key]) for key in shown)} |")
     return "\n".join(lines) + "\n"
@@ -84,6 +86,10 @@ def stories() -> str:
 
 def _quality(name: str, about: dict[str, Any]) -> str:
     return interval(about["quality"][name], 3) if name in about["quality"] else "-"
+
+
+def _share(name: str, about: dict[str, Any]) -> str:
+    return interval(about[name], 1, 100)
 
 
 def endings() -> str:

@@ -19,11 +19,12 @@ from pathlib import Path
 from harper import Linter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling.request_tiny_story import BOUNDARY
+from modeling.request_tiny_story import BOUNDARY, bare_words
 from training.checkpoint import load_pretrained
 from training.metrics import bootstrap_ratio
 from training.scoring import token_nats
 from training.sources import load_stories
+from training.surprise import Judges, Real, swap_ending
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]{2,}")  # a capital in mid-sentence
@@ -163,7 +164,13 @@ HEAD = """# Which measures can tell a real story from a spoilt one
 Written by `python -m training.coherence`: how often a measure puts a real validation story above its spoilt self (a tie
 counts half, so 0.50 is chance), and in brackets of how many stories that have the measure.
 """
-LOWER_IS_BETTER = {"grammar faults in 100 words", "bits of the end", "bits per byte"}
+LOWER_IS_BETTER = {
+    "grammar faults in 100 words",
+    "bits of the end",
+    "odd sentences",
+    "odd last sentences",
+    "bits per byte",
+}
 
 
 def quality(texts: Sequence[str], seed: int = 0) -> dict[str, dict[str, float]]:
@@ -185,17 +192,21 @@ def spoil(texts: Sequence[str], seed: int) -> dict[str, list[str]]:
         "pronouns swapped": [other_sex(text, rng) for text in texts],
         "words swapped": [other_words(text, rng) for text in texts],
         "forms swapped": [other_forms(text, rng) for text in texts],
+        "last word another's": [swap_ending(text, bare_words(texts[i - 1])[-1]) for i, text in enumerate(texts)],
         "last third cut off": [" ".join(told[: -max(1, len(told) // 3)]) for told in map(sentences, texts)],
     }
 
 
 def measured(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], usual: Real
 ) -> dict[str, list[float | None]]:
-    """Every candidate of each story, the judge's too, so that more is better."""
+    """Every candidate of each story, the judge's too, so that more is better; `usual` says which sentences are odd."""
     found: dict[str, list[float | None]] = {name: [of(text) for text in texts] for name, of in MEASURES.items()}
     nats = token_nats(model, tokenizer, texts)
     found["bits of the end"] = [story[-1] / math.log(2) for story in nats]
+    odd = [usual.odd(story) for story in Judges([model], [tokenizer]).sentences(texts)]
+    found["odd sentences"] = [sum(story) / len(story) for story in odd]
+    found["odd last sentences"] = [float(story[-1]) for story in odd]
     found["bits per byte"] = [
         math.fsum(story) / math.log(2) / len(text.encode()) for story, text in zip(nats, texts, strict=True)
     ]
@@ -209,10 +220,11 @@ def validate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], seed: int = 0
 ) -> dict[str, dict[str, tuple[float, int]]]:
     """By candidate and by the way stories are spoilt: how often the real one stands above, and of how many stories."""
-    real = measured(model, tokenizer, texts)
+    usual = Real(Judges([model], [tokenizer]).sentences(texts))
+    real = measured(model, tokenizer, texts, usual)
     table: dict[str, dict[str, tuple[float, int]]] = {name: {} for name in real}
     for way, spoilt in spoil(texts, seed).items():
-        for name, values in measured(model, tokenizer, spoilt).items():
+        for name, values in measured(model, tokenizer, spoilt, usual).items():
             table[name][way] = separation(real[name], values)
     return table
 

@@ -42,6 +42,7 @@ from training.metrics import (
 )
 from training.scoring import row_nats
 from training.sources import load_stories, normalise_story
+from training.surprise import Judges, Real
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
@@ -51,6 +52,7 @@ BLANK = "▁"  # a tokenizer's blank, which some put before every text
 TRIED_ON = 100  # stories that the newline is chosen by
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
 LONGEST_BYTES = 1600  # of a free story; 96 % of the real ones are shorter
+REAL_STORIES = 400  # by which a sentence is called odd
 VARIETY_WORDS, VARIETY_STORIES = 80, 64  # variety is compared on so many first words of as many stories
 DIGITS = 5  # of a float in the results
 
@@ -227,12 +229,14 @@ def free_stories(
     return texts, ended
 
 
-def about_texts(texts: Sequence[str], ended: Sequence[bool], judge: Judge) -> dict[str, Any]:
-    """What can be counted in stories: length, repetition, variety, proper ends, coherence, who they are about."""
+def about_texts(texts: Sequence[str], ended: Sequence[bool], judge: Judge, real: Real) -> dict[str, Any]:
+    """What can be counted in stories: length, repetition, variety, proper ends, coherence, odd sentences (`real` says
+    which the judge finds odd), who they are about."""
     few = first_words(texts, VARIETY_WORDS)[:VARIETY_STORIES]
     proper = [float(end and closes_sentence(text)) for text, end in zip(texts, ended, strict=True)]
     repeated = [repeated_four_grams(text) for text in texts]
     ones = [1] * len(texts)
+    odd = [real.odd(story) for story in Judges([judge.model], [judge.tokenizer]).sentences(texts)]
     return {
         "stories": len(texts),
         "mean words": sum(len(text.split()) for text in texts) / len(texts),
@@ -250,6 +254,8 @@ def about_texts(texts: Sequence[str], ended: Sequence[bool], judge: Judge) -> di
                 bootstrap_ratio(end_bits(judge.model, judge.tokenizer, texts), ones)
             )
         },
+        "odd sentences": asdict(bootstrap_ratio([float(sum(story)) for story in odd], [len(story) for story in odd])),
+        "odd last sentences": asdict(bootstrap_ratio([float(story[-1]) for story in odd], ones)),
         "portrait": portrait(texts),
     }
 
@@ -306,7 +312,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     plain, ended = free_stories(model, tokenizer, starts, convention, size / tokens, arguments.seed)
     real = validation[: arguments.count]
     judge = Judge(*load_pretrained(arguments.judge))
-    texts = {"generate": about_texts(plain, ended, judge), "real": about_texts(real, [True] * len(real), judge)}
+    others = validation[arguments.count :][:REAL_STORIES] or validation
+    usual = Real(Judges([judge.model], [judge.tokenizer]).sentences(others, progress=True))
+    texts = {
+        "generate": about_texts(plain, ended, judge, usual),
+        "real": about_texts(real, [True] * len(real), judge, usual),
+    }
     known = training_windows(training, tokenizer)
     texts["generate"]["recited"] = _recited(plain, known, tokenizer)
     texts["real"]["recited"] = _recited(real, known, tokenizer)
@@ -318,7 +329,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             for story in tell(starts[at : at + 16], max_words=300, seed=arguments.seed + at)
         ]
         stories = [normalise_story(story["story"]) for story in told]
-        texts["pipeline"] = about_texts(stories, [story["finish_reason"] == "eos" for story in told], judge)
+        texts["pipeline"] = about_texts(stories, [story["finish_reason"] == "eos" for story in told], judge, usual)
         texts["pipeline"]["recited"] = _recited(stories, known, tokenizer)
         if arguments.pairs:
             results["endings"] = about_endings(tell, judge, validation, training, arguments.pairs, arguments.seed)
@@ -405,6 +416,7 @@ def table(results: dict[str, Any]) -> str:
             **{name: "-" if variety[name] is None else f"{variety[name]:.3f}" for name in list(variety)[1:]},
             f"windows of {WINDOW} tokens recited, %": _percent(about["recited"]),
             **{name: interval(figure, 3) for name, figure in about["quality"].items()},
+            **{f"{name}, %": interval(about[name], 1, 100) for name in ("odd sentences", "odd last sentences")},
             **{name: _percent(value) for name, value in about["portrait"]["shares"].items()},
         }
         for name, value in row.items():

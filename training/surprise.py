@@ -170,6 +170,12 @@ class Real:
         self.last = self._limits([story[-1] for story in stories])
         self.other = self._limits([sentence for story in stories for sentence in story[:-1]])
 
+    def odd(self, story: Sequence[Surprise]) -> list[bool]:
+        """Of each sentence, the story's last one at the end, whether its least likely token lies beyond the 99th
+        percentile of real ones."""
+        limits = [self.other["token", 99]] * (len(story) - 1) + [self.last["token", 99]]
+        return [sentence.token > limit for sentence, limit in zip(story, limits, strict=True)]
+
     @staticmethod
     def _limits(sentences: Sequence[Surprise]) -> dict[tuple[str, int], float]:
         return {

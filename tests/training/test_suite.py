@@ -107,6 +107,8 @@ def test_the_command_writes_json_and_table(peer, tmp_path, capsys):
     results = json.loads((tmp_path / "peer.json").read_text())
     assert results == suite.read(tmp_path)["peer"] and results["split"]["stories"] == 12
     assert set(results["stories"]) == {"generate", "real"}
+    odd = {name: about["odd sentences"]["value"] for name, about in results["stories"].items()}
+    assert odd["real"] < odd["generate"]
     assert results["stories"]["real"]["recited"] == 1  # the same stories stand in both data sets
     page = (tmp_path / "peer.md").read_text()
     assert page in capsys.readouterr().out
