@@ -34,7 +34,7 @@ from .request_tiny_story import (
     keeps_capitals,
 )
 from .sampling_tiny_story import log_softmax, nucleus, repetition_penalties, sample
-from .story_tiny_story import Story, Vocabulary, vocabulary_of
+from .story_tiny_story import Place, Story, Vocabulary, vocabulary_of
 
 TOKENS_PER_WORD = 1.4  # of TinyStories: how much room the cache gets at once
 LEAST_CHARACTERS = 200  # before the model may stop, or as many as half of max_words take: real ones have 250
@@ -54,6 +54,7 @@ PLANT_TRIES = 2
 PLANT_WORDS, PLANT_LATEST = 8, 0.4  # told at least, and of the words there are to write at most
 PLANT_COST = 22.0  # of `bring_in`; dearer is hardly ever English
 SENTENCE_WORDS = 12  # a whole sentence that fewer words could follow is a better place to stop than a word
+CHEAP = 4.0  # cost of a closing for which no other place is tried
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
 TITLES = ("Mr.", "Mrs.", "Ms.", "Dr.")  # no sentence ends there
 # Drafts are compared while they are written, as the particles of a sequential Monte Carlo sampler are (Lew et al. 2023,
@@ -219,13 +220,28 @@ def _advance(
     story.whole_word = not story.pending
 
 
-def close_story(story: Story, decoder: Decoder, vocabulary: Vocabulary) -> None:
+def close_story(story: Story, decoder: Decoder, vocabulary: Vocabulary, places: int = 1) -> None:
     """Write the closing sentence of a story whose finish_reason is "open".
 
     Args:
         decoder: any of the story's model.
+        places: where it may stand: the end, and ends of sentences shortly before it. They are tried from the last one
+            back, until a closing costs little. One is left where the story has been given out.
     """
-    closing = bring_in(Target(vocabulary.with_capital(story.request.end or ""), final=True), story, decoder, vocabulary)
+    ending = Target(vocabulary.with_capital(story.request.end or ""), final=True)
+    best: tuple[Story, list[int]] | None = None
+    earlier = [place for place in reversed(story.places) if place.num_tokens < len(story.ids)]
+    for place in [None, *earlier][:places]:
+        told = story if place is None else story.back_at(place)
+        closing = bring_in(ending, told, decoder, vocabulary)
+        if best is None or told.closing_cost < best[0].closing_cost:
+            best = told, closing
+        if told.closing_cost <= CHEAP:
+            break
+    assert best
+    told, closing = best
+    if told is not story:
+        story.follow(told)
     story.finish_reason = "ending"
     for token in closing:
         story.write(token, vocabulary)
@@ -298,6 +314,8 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
     if closed and _closes_soon(story):
         stops = stops or log_softmax(logits)[vocabulary.eos] >= np.log(HINT)
     missing = request.missing(text)
+    if closed and _closes_soon(story) and not missing:
+        story.places.append(Place(len(story.ids), len(text), story.log_probability))
     may_end = request.end and not missing and len(text) > len(request.start)
     timely = request.stop_at_first or (closed and (stops or left <= CLOSING_WORDS))
     if may_end and timely and ends_with(text, request.end) and keeps_capitals(text, request.end):

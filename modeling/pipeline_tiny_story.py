@@ -19,6 +19,7 @@ from .story_tiny_story import vocabulary_of
 
 SEEDS = 2**31  # seeds drawn lie below
 CANDIDATE_SEEDS = 1_000_003  # from one candidate's seed to the next one's
+CLOSING_PLACES = 2  # where a draft's closing is tried
 CLOSED_SHARE = 2  # one candidate in so many, the likeliest, gets a closing: it takes as long as half a story
 CLOSING_SHARE = 0.03  # of a closing's cost, in a candidate's mean nats: what a reader minds most
 BATCH_SIZE = 16  # stories written side by side, unless the call says how many
@@ -247,7 +248,7 @@ class StoryGenerationPipeline(Pipeline):
             with torch.inference_mode():
                 for story in hopeful:
                     if story.finish_reason == "open":
-                        close_story(story, decoder, vocabulary)
+                        close_story(story, decoder, vocabulary, CLOSING_PLACES)
                     elif story.finish_reason == "ending":
                         story.closing_cost = ending_cost(story, decoder, vocabulary)
         return sorted(hopeful, key=self._score, reverse=True)

@@ -2,9 +2,10 @@
 
 import re
 from codecs import utf_8_decode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -24,6 +25,14 @@ BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # o
 CONTINUATIONS = tuple(bytes([value]) for value in range(0x80, 0xC0))  # of a character of UTF-8, after its first byte
 
 
+class Place(NamedTuple):
+    """How far a story was told at the end of a sentence."""
+
+    num_tokens: int
+    num_characters: int
+    log_probability: float
+
+
 @dataclass
 class Story:
     """A story as it is written; `finish_reason` is "ending", "eos" or "length" once it is finished, "open" if it
@@ -36,6 +45,7 @@ class Story:
     finish_reason: str | None = None
     searches: int = 0  # times a word or the ending did not come by itself
     plants: int = 0  # times its ending's word may still be tried early in the story
+    places: list["Place"] = field(default_factory=list)  # late sentence ends, where its ending could have come too
     brought: list[tuple[int, int, str]] = field(default_factory=list)  # what `bring_in` gave: tokens [from, to), how
     log_probability: float = 0.0  # of the tokens written, in nats; of what was brought in, as it is read forwards
     unjudged: tuple[int, float] = (0, 0.0)  # its opening, and what prepared its ending: tokens, and their nats
@@ -84,6 +94,16 @@ class Story:
         """Go on from where another telling of the same wish is, with random numbers of its own."""
         told = {name: value.copy() if isinstance(value, list) else value for name, value in vars(leader).items()}
         vars(self).update(told | {"request": self.request, "random": self.random})
+
+    def back_at(self, place: Place) -> "Story":
+        """The story as it was at an earlier place; its random numbers are the same ones."""
+        earlier = replace(self, ids=self.ids[: place.num_tokens], text=self.text[: place.num_characters])
+        earlier.num_given = self.num_given
+        earlier.finish_reason, earlier.log_probability = None, place.log_probability
+        earlier.places = [one for one in self.places if one.num_tokens < place.num_tokens]
+        earlier.brought = [one for one in self.brought if one[1] <= place.num_tokens]
+        earlier.whole_word, earlier.pending, earlier.half = False, [], b""
+        return earlier
 
     def words_needed(self, missing: list[str]) -> int:
         """Words of what the story must still hold: the words to include that are missing, and its ending."""

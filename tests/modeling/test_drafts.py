@@ -6,13 +6,16 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from transformers import Pipeline
 
 from modeling import generation_tiny_story, pipeline_tiny_story
-from modeling.generation_tiny_story import OPENING, close_story, write_stories
+from modeling.decoder_tiny_story import open_decoder
+from modeling.generation_tiny_story import OPENING, close_story, plan, write_stories
+from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
-from modeling.request_tiny_story import StoryRequest, count_words, ends_with
-from modeling.story_tiny_story import Story
+from modeling.request_tiny_story import StoryRequest, closes_sentence, count_words, ends_with
+from modeling.story_tiny_story import Story, vocabulary_of
 
 
 def test_the_best_of_some_candidates_is_told(tell: Pipeline):
@@ -103,3 +106,47 @@ def test_candidates_are_chosen_by_what_follows_the_opening(tell: Pipeline):
         after = [math.log(token["probability"]) for token in tokens[opening - 1 :]]
         cut_off = 1000 * (told["finish_reason"] == "length")
         assert told["score"] + cut_off == pytest.approx(sum(after) / len(after), abs=1e-3)
+
+
+def test_a_place_gives_the_story_back_as_it_was_there(tell: Pipeline, trained_model: TinyStoryForCausalLM):
+    """Text, words and likelihood, against the model's own probabilities."""
+    vocabulary = vocabulary_of(tell.tokenizer, trained_model.config.vocab_size)
+    checked = 0
+    for seed in range(8):
+        request = StoryRequest("The fox", end="way", max_words=90, seed=seed)
+        prefix, start, _ = plan(request, vocabulary, trained_model.config)
+        ((_, _, story),) = list(write_stories(trained_model, tell.tokenizer, [request], "full", close=False))[-1:]
+        if story.brought:
+            continue
+        row = [*prefix, tell.tokenizer.bos_token_id, *story.ids]
+        with torch.no_grad():
+            chances = trained_model(torch.tensor([row])).logits[0].log_softmax(-1)
+        told = len(row) - len(story.ids)
+        for place in story.places:
+            earlier = story.back_at(place)
+            assert story.text.startswith(earlier.text) and closes_sentence(earlier.text)
+            assert tell.tokenizer.decode(earlier.ids) == earlier.text
+            assert earlier.num_words == count_words(earlier.text)
+            total = sum(float(chances[at - 1, row[at]]) for at in range(told + len(start), told + place.num_tokens))
+            assert earlier.log_probability == pytest.approx(total, abs=1e-2)
+            checked += 1
+    assert checked >= 4
+
+
+def test_a_closing_may_stand_earlier_where_it_costs_less(tell: Pipeline):
+    vocabulary = vocabulary_of(tell.tokenizer, tell.model.config.vocab_size)
+    decoder = open_decoder(tell.model, "auto")
+    earlier = 0
+    for seed, end in enumerate(("mountain", "surprises", "way", "story", "outside", "thing")):
+        told = []
+        for places in (1, 3):
+            request = StoryRequest("One day", end=end, max_words=90, seed=seed)
+            ((_, _, story),) = list(write_stories(tell.model, tell.tokenizer, [request], close=False))[-1:]
+            if story.finish_reason == "open":
+                with torch.inference_mode():
+                    close_story(story, decoder, vocabulary, places)
+            told.append(story)
+            assert ends_with(story.text, end) and closes_sentence(story.text) and story.num_words <= 90
+        assert told[1].closing_cost <= told[0].closing_cost
+        earlier += told[1].text != told[0].text
+    assert earlier
