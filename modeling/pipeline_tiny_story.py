@@ -1,5 +1,6 @@
 """The pipeline "story-generation": `tell("She", end="happy", max_words=150)`."""
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
@@ -245,12 +246,15 @@ class StoryGenerationPipeline(Pipeline):
         if len(candidates) > 1 and candidates[0].request.planned_end:
             decoder = open_decoder(self.model, precision)
             vocabulary = vocabulary_of(self.tokenizer, self.model.config.vocab_size)
+            best = -math.inf
             with torch.inference_mode():
                 for story in hopeful:
                     if story.finish_reason == "open":
-                        close_story(story, decoder, vocabulary, CLOSING_PLACES)
+                        # Another place is only tried for what may still be the best.
+                        close_story(story, decoder, vocabulary, CLOSING_PLACES if story.mean_judged > best else 1)
                     elif story.finish_reason == "ending":
                         story.closing_cost = ending_cost(story, decoder, vocabulary)
+                    best = max(best, self._score(story))
         return sorted(hopeful, key=self._score, reverse=True)
 
     @staticmethod
