@@ -49,6 +49,7 @@ def test_a_cropped_cache_goes_on_as_if_never_filled(tiny_model):
         torch.testing.assert_close(again, tiny_model(IDS).logits[:, 7:], **CLOSE)
 
 
+@pytest.mark.slow  # compiles for most of its twenty seconds
 def test_flex_attention_equals_sdpa(tiny_model):
     flex = copy.deepcopy(tiny_model)
     flex.set_attn_implementation("flex_attention")

@@ -150,7 +150,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, validation: Path) -> P
     return run_dir
 
 
-@pytest.fixture(scope="module", params=["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.slow) for kind in ("ddp", "fsdp2")])
 def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, validation: Path) -> Path:
     run_dir = tmp_path_factory.mktemp(request.param)
     done = train(run_dir, request.param, validation_dataset=validation, dropout=0.0, num_steps=6)
