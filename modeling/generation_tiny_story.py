@@ -230,7 +230,7 @@ def close_story(story: Story, decoder: Decoder, vocabulary: Vocabulary, places: 
     """
     ending = Target(vocabulary.with_capital(story.request.end or ""), final=True)
     best: tuple[Story, list[int]] | None = None
-    earlier = [place for place in reversed(story.places) if place.num_tokens < len(story.ids)]
+    earlier = [place for place in reversed(story.places) if place.num_characters < len(story.text.rstrip())]
     for place in [None, *earlier][:places]:
         told = story if place is None else story.back_at(place)
         closing = bring_in(ending, told, decoder, vocabulary)
@@ -314,7 +314,7 @@ def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary,
     if closed and _closes_soon(story):
         stops = stops or log_softmax(logits)[vocabulary.eos] >= np.log(HINT)
     missing = request.missing(text)
-    if closed and _closes_soon(story) and not missing:
+    if closed and _closes_soon(story) and not missing and not text[-1].isspace():
         story.places.append(Place(len(story.ids), len(text), story.log_probability))
     may_end = request.end and not missing and len(text) > len(request.start)
     timely = request.stop_at_first or (closed and (stops or left <= CLOSING_WORDS))

@@ -250,7 +250,7 @@ class StoryGenerationPipeline(Pipeline):
             with torch.inference_mode():
                 for story in hopeful:
                     if story.finish_reason == "open":
-                        # Another place is only tried for what may still be the best.
+                        # Another place is only tried for what is likely enough to be the best.
                         close_story(story, decoder, vocabulary, CLOSING_PLACES if story.mean_judged > best else 1)
                     elif story.finish_reason == "ending":
                         story.closing_cost = ending_cost(story, decoder, vocabulary)

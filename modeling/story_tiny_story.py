@@ -103,6 +103,7 @@ class Story:
         earlier.places = [one for one in self.places if one.num_tokens < place.num_tokens]
         earlier.brought = [one for one in self.brought if one[1] <= place.num_tokens]
         earlier.whole_word, earlier.pending, earlier.half = False, [], b""
+        earlier.given = min(self.given, place.num_characters)
         return earlier
 
     def words_needed(self, missing: list[str]) -> int:

@@ -14,6 +14,7 @@ from transformers.masking_utils import eager_mask
 from modeling.modeling_tiny_story import MultiHeadAttention, eager_attention_forward
 
 BLOCK = 128  # queries
+TOKENS_A_DOCUMENT = 32  # in some rows, on average at least; TinyStories' have five times as many
 
 
 def causal_blocks_attention_forward(
@@ -47,18 +48,24 @@ def causal_blocks_attention_forward(
     return torch.cat(outputs, dim=1), None
 
 
+def document_starts(position_ids: torch.Tensor) -> torch.Tensor:
+    """Where a document, a later piece of one or a row's padding begins, (batch, time): positions do not go on there."""
+    starts = torch.ones_like(position_ids, dtype=torch.bool)
+    starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    return starts
+
+
 def packed_documents_arguments(position_ids: torch.Tensor) -> dict[str, Any]:
-    """What a model's forward pass needs besides for `packed_documents`: where documents begin, in the names that
-    transformers has for it. Positions (batch, time) restart where a document does; a row's padding is one too."""
-    batch, time = position_ids.shape
-    starts = (position_ids == 0).flatten()  # (batch * time,)
-    starts[::time] = True  # of a document that is cut, the later piece begins a row
-    # A fixed number, so that a compiled model sees one shape: what is left over are documents of no tokens.
-    most = batch * time // 8
-    bounds = torch.full((most + 1,), batch * time, dtype=torch.int32, device=position_ids.device)
-    order = starts.long().cumsum(0) - 1
-    places = torch.arange(batch * time, dtype=torch.int32, device=position_ids.device)
-    bounds.scatter_(0, torch.where(starts, order, most), torch.where(starts, places, batch * time))
+    """What a model's forward pass needs besides for `packed_documents`: where the documents of position_ids (batch,
+    time) begin, in the names that transformers has for it. They may have `TOKENS_A_DOCUMENT` on average, or more."""
+    total, time = position_ids.numel(), position_ids.shape[1]
+    # A fixed number, so that a compiled model sees one shape: those that are left over have no tokens.
+    most = total // TOKENS_A_DOCUMENT
+    starts = document_starts(position_ids).flatten()
+    number = (starts.long().cumsum(0) - 1).where(starts, most).clamp(max=most)  # of the document that begins, (total,)
+    bounds = torch.full((most + 1,), total, dtype=torch.int32, device=position_ids.device)
+    bounds.scatter_(0, number, torch.arange(total, dtype=torch.int32, device=position_ids.device))
+    bounds[most] = total
     return {"cu_seq_lens_q": bounds, "max_length_q": time}
 
 
@@ -91,11 +98,6 @@ def packed_documents_attention_forward(
     return output.view(batch, time, heads, head_dim), None
 
 
-def no_mask(*args: Any, **kwargs: Any) -> None:
-    """The kernel knows where documents begin."""
-
-
 AttentionInterface.register("causal_blocks", causal_blocks_attention_forward)
 AttentionMaskInterface.register("causal_blocks", eager_mask)
 AttentionInterface.register("packed_documents", packed_documents_attention_forward)
-AttentionMaskInterface.register("packed_documents", no_mask)

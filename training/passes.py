@@ -87,9 +87,9 @@ class Packer:
 
     def next(self, device: torch.device, written: list[str]) -> Rows:
         """The next pass, among its rows those of some stories that a model wrote."""
+        more = self.submit(written, ["story"] * len(written), f"written {self.count}")
         self.prepare()
         futures = self.passes.pop(0)
-        more = self.submit(written, ["story"] * len(written), f"written {self.count}")
         rows = on_device(futures + more, device)
         rows.written[sum(len(future.result()[0]) for future in futures) :] = True
         self.prepare()

@@ -55,13 +55,12 @@ def test_a_run_can_ask_for_it(tmp_path):
         build_model(TrainingConfig(str(tmp_path), attention="causal_block"), TinyStoryConfig(**RECIPES["modern"]))
 
 
-def test_documents_begin_where_positions_or_rows_do():
-    position_ids = torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2], [7, 8, 9, 10, 0, 1, 2, 3]])
-    wide = torch.cat((position_ids, torch.arange(40).expand(2, -1)), dim=1)  # (2, 48): room for more documents
-    arguments = packed_documents_arguments(wide)
-    bounds = arguments["cu_seq_lens_q"].tolist()
-    assert arguments["max_length_q"] == 48
-    assert bounds[:8] == [0, 3, 5, 8, 48, 52, 56, 96] and set(bounds[8:]) == {96}
+def test_documents_begin_where_positions_do_not_go_on():
+    first = [*range(40), *range(30), *range(384, 410)]  # the third one is a later piece of a longer document
+    second = [*range(7, 60), *range(43)]
+    arguments = packed_documents_arguments(torch.tensor([first, second]))
+    assert arguments["cu_seq_lens_q"].tolist() == [0, 40, 70, 96, 149, 192, 192]
+    assert arguments["max_length_q"] == 96
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention over documents runs on a GPU")
