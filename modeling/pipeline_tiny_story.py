@@ -20,7 +20,7 @@ from .story_tiny_story import vocabulary_of
 
 SEEDS = 2**31  # seeds drawn lie below
 CANDIDATE_SEEDS = 1_000_003  # from one candidate's seed to the next one's
-CLOSING_PLACES = 2  # where a draft's closing is tried
+CLOSING_PLACES, PATIENT = 2, 16  # where a draft's closing is tried, if there are so many: who asks for them has time
 CLOSED_SHARE = 2  # one candidate in so many, the likeliest, gets a closing: it takes as long as half a story
 CLOSING_SHARE = 0.03  # of a closing's cost, in a candidate's mean nats: what a reader minds most
 BATCH_SIZE = 16  # stories written side by side, unless the call says how many
@@ -251,7 +251,8 @@ class StoryGenerationPipeline(Pipeline):
                 for story in hopeful:
                     if story.finish_reason == "open":
                         # Another place is only tried for what is likely enough to be the best.
-                        close_story(story, decoder, vocabulary, CLOSING_PLACES if story.mean_judged > best else 1)
+                        patient = len(candidates) >= PATIENT and story.mean_judged > best
+                        close_story(story, decoder, vocabulary, CLOSING_PLACES if patient else 1)
                     elif story.finish_reason == "ending":
                         story.closing_cost = ending_cost(story, decoder, vocabulary)
                     best = max(best, self._score(story))
