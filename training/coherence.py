@@ -161,8 +161,8 @@ MEASURES: dict[str, Callable[[str], float | None]] = {
 }
 HEAD = """# Which measures can tell a real story from a spoilt one
 
-Written by `python -m training.coherence`: how often a measure puts a real validation story above its spoilt self (a tie
-counts half, so 0.50 is chance), and in brackets of how many stories that have the measure.
+Written by `python -m training.coherence --count {count}`: how often a measure puts a real validation story above its
+spoilt self (a tie counts half, so 0.50 is chance), and in brackets of how many stories that have the measure.
 """
 LOWER_IS_BETTER = {
     "grammar faults in 100 words",
@@ -246,7 +246,7 @@ def main() -> None:
         lines.append(f"| {name} | {' | '.join(f'{share:.2f} ({count})' for share, count in ways.values())} |")
     page = "\n".join(lines) + "\n"
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(f"{HEAD}\n{page}", encoding="utf-8")
+    arguments.output.write_text(f"{HEAD.format(count=len(texts))}\n{page}", encoding="utf-8")
     print(page)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
+from training.attention import document_starts
 from training.cli import refused
 from training.closings import CLOSE_ID
 from training.data import IGNORED
@@ -70,10 +71,8 @@ class Teachers(nn.Module):
 def after_close(input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
     """Where a `<close>` stands in the same document, here or before, (batch, time)."""
     closes = (input_ids == CLOSE_ID).cumsum(1)
-    begins = torch.ones_like(position_ids, dtype=torch.bool)
-    begins[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
     # The counts never fall, so the last document's start holds the largest count before a start.
-    before = torch.where(begins, closes - (input_ids == CLOSE_ID).long(), 0).cummax(1).values
+    before = torch.where(document_starts(position_ids), closes - (input_ids == CLOSE_ID).long(), 0).cummax(1).values
     return closes > before
 
 

@@ -40,7 +40,7 @@ from training.checkpoint import load_pretrained, save_released
 from training.cli import Parser, one_line_errors
 from training.config import TrainingConfig, parse_config
 from training.data import IGNORED
-from training.optimizer import BatchedMuon, build_optimizers, learning_rate_factor, set_learning_rate
+from training.optimizer import BatchedMuon, build_optimizers, set_learning_rate
 from training.passes import Packer, Rows, on_device
 from training.sources import load_stories, without_stories
 from training.train import build_model, build_model_config, choose_precision
@@ -49,6 +49,7 @@ CHECKED_STORIES = 1000  # validation stories scored on the way
 CHECKED_EVERY = 0.2  # of a run
 SCORED_ROWS = 64  # in a batch
 REPORTED_UPDATES = 50
+SHARED_FIELDS = ("tokenizer", "row_length", "wishes_share", "whole_stories", "closings_share", "mixed_precision")
 CLOSE_ENOUGH = 0.05  # relative difference of two attentions' gradients in bf16
 
 
@@ -161,12 +162,12 @@ class Trainer:
         self.validation = {n: self.packer.submit(texts[:n], ["story"] * n, "", **plain) for n in counts}
 
     def usable_attention(self, wanted: str, run: TrainingConfig) -> str:
-        """`wanted`, if it runs here and learns what SDPA does; else sdpa, and why."""
+        """`wanted`, if it runs here and learns what SDPA does; else sdpa, and the log says why."""
+        if wanted == "sdpa":
+            return wanted
         rows = on_device(next(iter(self.validation.values())), self.device)
-        some = torch.linspace(
-            0, len(rows.input_ids) - 1, SCORED_ROWS
-        ).long()  # the longest stories stand alone, in front
-        batch = rows.batch(some.to(self.device))
+        # From all over: in front the longest stories stand alone in their rows.
+        batch = rows.batch(torch.linspace(0, len(rows.input_ids) - 1, SCORED_ROWS).long().to(self.device))
         model = build_model(run, build_model_config(run, self.tokenizer)).to(self.device).eval()
         gradients = []
         try:
@@ -218,8 +219,8 @@ class Trainer:
             num_passes += 1
             self.check(rows, run.batch_rows)
             for batch in rows.batches(run.batch_rows, seed=1000 * run.seed + num_passes):
-                falling = min(1.0, (1 - progress) / run.decay_fraction)
-                set_learning_rate(optimizers, min(falling, learning_rate_factor(step, 10**9, run.warmup_steps, 1e-9)))
+                rising, falling = (step + 1) / max(1, run.warmup_steps), (1 - progress) / run.decay_fraction
+                set_learning_rate(optimizers, min(1.0, rising, falling))
                 loss = self.loss(model, batch, teachers, run.teachers_share)
                 loss.backward()
                 for optimizer in optimizers:
@@ -342,6 +343,12 @@ def main() -> None:
     log = Log(output_dir / "log.jsonl")
     common = ["--output_dir", config.output_dir, "--dataset", *config.dataset]
     run, student_run = (parse_config(["--config", path, *common]) for path in (config.teacher, config.student))
+    for name in SHARED_FIELDS:
+        if getattr(run, name) != getattr(student_run, name):
+            raise ValueError(
+                f"{name} is {getattr(run, name)!r} in {config.teacher} and {getattr(student_run, name)!r} in "
+                f"{config.student}: teachers and student read the same rows"
+            )
     if run.mixed_precision == "fp16":
         raise ValueError(f"{config.teacher}: mixed_precision fp16 would need scaled gradients; give bf16, auto or no")
     student_run.init_from, student_run.seed = config.init_from, config.seed + config.num_teachers

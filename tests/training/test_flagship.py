@@ -105,6 +105,19 @@ def test_the_command_trains_teachers_and_a_student_that_tells(
     assert model.config.hidden_size == 32 and len(tokenizer) == model.config.vocab_size
 
 
+def test_teachers_and_student_read_the_same_rows(
+    tmp_path: Path, run_command: Callable[..., str], capsys: pytest.CaptureFixture
+):
+    for name, share in (("teacher", 0.5), ("student", 0.25)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(RUN | {"wishes_share": share}))
+    with pytest.raises(SystemExit):
+        run_command(
+            "training.flagship", "--output_dir", tmp_path / "run", "--dataset", "x.txt", "--validation_dataset",
+            "y.txt", "--teacher", tmp_path / "teacher.yaml", "--student", tmp_path / "student.yaml",
+        )  # fmt: skip
+    assert "wishes_share is 0.5" in (said := capsys.readouterr().err) and "0.25" in said
+
+
 def test_writers_need_weights(tmp_path: Path, run_command: Callable[..., str], capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
         run_command(
