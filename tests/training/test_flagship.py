@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
@@ -89,6 +90,7 @@ def test_the_command_trains_teachers_and_a_student_that_tells(
 ):
     for name in ("teacher", "student"):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(RUN))
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test's precision
     said = run_command(
         "training.flagship", "--output_dir", tmp_path / "run", "--dataset", long_stories, "--validation_dataset",
         Path(__file__).parent.parent / "stories.jsonl", "--teacher", tmp_path / "teacher.yaml", "--student",
