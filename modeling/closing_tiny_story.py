@@ -55,7 +55,7 @@ CAPITAL_COST = 5.0  # nats by which a capital that the reader did not type must 
 REMEMBERED_COST = 4.0  # of an ending that somebody has learnt: as sensible as a closing that costs little
 PIECES_COST = 12.0  # nats, of an ending that is a word of several tokens: of those the model knows no use
 AGAIN_COST = 16.0  # nats, of an ending that is a word its sentence has already
-SAID_COST = 50.0  # nats, of a sentence that the story holds already, and of a word that stands twice in a row
+SAID_COST = 50.0  # nats, of a sentence that the story holds already, or that begins small; of a word twice in a row
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _closing(
     costs, after = _read(opened, forced)
     capitals = [not text.startswith(f" {target.words.rstrip(PUNCTUATION)}") for text in texts]
     costs += CAPITAL_COST * np.array(capitals)
-    best = _Best(np.inf, ends[0], 0.0)
+    best = _Best(np.inf, [], 0.0)
     for number in ROUNDS:
         chosen = _spread(costs, number)
         closings = [_Closing(ends[end], texts[end], capitals[end]) for end in chosen]
@@ -160,9 +160,13 @@ def _closing(
             for closing, nats in zip(fitting.values(), forward, strict=True):
                 cost = _cost(closing, nats, target, story, vocabulary)
                 best = min(best, _Best(cost, closing.tokens, float(nats.sum())))
-        if best.cost <= ENOUGH or best.cost > HOPELESS or target.prepares:
+        if best.cost <= ENOUGH or HOPELESS < best.cost < np.inf or target.prepares:
             break
-    return best
+    if best.tokens:
+        return best
+    # No closing fits, which is rare: the bare words, dearer than any.
+    nats = _reread([tuple(ends[0])], target.final, reader, logits, vocabulary)[0]
+    return _Best(SAID_COST + HOPELESS + float(nats.sum()), ends[0], float(nats.sum()))
 
 
 def ending_cost(story: Story, decoder: Decoder, vocabulary: Vocabulary) -> float:
@@ -181,11 +185,11 @@ def ending_cost(story: Story, decoder: Decoder, vocabulary: Vocabulary) -> float
 
 
 def _token_at(place: int, story: Story, vocabulary: Vocabulary) -> int:
-    """The token of a story in which a character stands, counted from its end as its pieces are long."""
-    at, left = len(story.ids), len(story.text)
-    while at > 0 and left > place:
+    """The token of a story in which a character stands, counted from its end as its bytes are many."""
+    at, left = len(story.ids), len(story.text[place:].encode())
+    while at > 0 and left > 0:
         at -= 1
-        left -= len(vocabulary.pieces[story.ids[at]])
+        left -= len(vocabulary.bytes[story.ids[at]])
     return at
 
 
@@ -276,7 +280,7 @@ def _grow(
         if closing.places:  # one that had not begun in time begins where it best may
             cost, length = min(closing.places)
             closing.lead, closing.costs = closing.lead[:length], [*closing.costs[:length], cost]
-            closing.text = "".join(vocabulary.pieces[token] for token in closing.tokens)
+            closing.text = vocabulary.decode(closing.tokens)
 
 
 def _may_begin(closing: str, text: str) -> bool:
@@ -318,7 +322,8 @@ def _cost(closing: _Closing, forward: np.ndarray, target: Target, story: Story, 
         cost = _beyond_usual(np.array([*forward, *closing.costs]))
     lead = "".join(vocabulary.pieces[token] for token in reversed(closing.lead))
     said = closing.text.strip() in story.text or ends_with(story.text + lead, target.words)
-    return cost + SAID_COST * said + CAPITAL_COST * closing.capital
+    small = closes_sentence(story.text) and closing.text.lstrip(" \n" + PUNCTUATION)[:1].islower()
+    return cost + SAID_COST * (said or small) + CAPITAL_COST * closing.capital
 
 
 def _closing_cost(

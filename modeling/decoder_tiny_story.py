@@ -117,7 +117,7 @@ class FullDecoder:
 
     def _forward(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
         positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with _without_dropout(self.model):
+        with without_dropout(self.model):
             logits = self.model(
                 ids.to(self.model.device), attention_mask=self.mask, position_ids=positions,
                 past_key_values=self.cache, use_cache=True, logits_to_keep=keep,
@@ -129,7 +129,7 @@ Decoder = FullDecoder | Int8Decoder
 
 
 @contextmanager
-def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
+def without_dropout(model: torch.nn.Module) -> Iterator[None]:
     """A model in the middle of its training tells as it would afterwards."""
     training = [module for module in model.modules() if module.training]
     for module in training:

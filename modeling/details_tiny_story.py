@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .decoder_tiny_story import without_dropout
 from .generation_tiny_story import plan
 from .request_tiny_story import count_words
 from .story_tiny_story import Story, vocabulary_of
@@ -34,7 +35,8 @@ def story_details(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, st
     prefix, _, _ = plan(story.request, vocabulary, model.config)
     prompt = [*prefix, tokenizer.bos_token_id]
     ids = torch.tensor([[*prompt, *story.ids[:-1]]], device=model.device)
-    logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 :]  # (tokens of the story, vocab)
+    with without_dropout(model):
+        logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 :]  # (tokens of the story, vocab)
     log_probabilities = logits.float().log_softmax(-1).cpu()
     own = log_probabilities.gather(1, torch.tensor(story.ids)[:, None])[:, 0].tolist()
     best = log_probabilities.topk(ALTERNATIVES)

@@ -85,8 +85,12 @@ def write_stories(
         compete nothing is final before they are finished. When the iterator ends, every story has its `finish_reason`.
 
     Raises:
-        ValueError: a start or an ending does not fit into the model's context.
+        ValueError: a start or an ending does not fit into the model's context; the tokenizer lacks the tokens that a
+            story begins and ends with; the model's weights are no numbers any more, as after a training that failed.
     """
+    for name in ("bos_token", "eos_token"):
+        if getattr(tokenizer, name) is None:
+            raise ValueError(f"the tokenizer has no {name}, which a story needs; load it from the model's own folder")
     vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
     unknown = slice(len(tokenizer), None)  # logits that stand for no token
     decoder = open_decoder(model, precision)
@@ -108,6 +112,8 @@ def write_stories(
     rows = list(range(len(stories)))  # story of each row of the decoder
     room = round(TOKENS_PER_WORD * max(request.max_words for request in requests))
     logits = decoder.start(prompts, min(room, max(limits))).numpy()  # (rows, vocab)
+    if np.isnan(logits).any():
+        raise ValueError("the model says NaN: its weights are no numbers any more, as after a training that failed")
     for step in count(1):
         logits[:, unknown] = -np.inf
         finished = []
@@ -258,6 +264,8 @@ def _draw(story: Story, logits: np.ndarray, vocabulary: Vocabulary) -> int:
         logits[vocabulary.eos] = -np.inf
     if story.whole_word:
         logits[vocabulary.joins] = -np.inf
+    if story.text[-1] == " ":
+        logits[vocabulary.blank_first] = -np.inf
     for token, penalty in repetition_penalties(story.ids, request.dry_multiplier).items():
         if not vocabulary.joins[token]:  # a word that was begun is not broken off
             logits[token] -= penalty

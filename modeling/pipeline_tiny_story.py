@@ -108,24 +108,29 @@ class StoryGenerationPipeline(Pipeline):
         return (piece for piece in self.stream_story(start, **kwargs) if isinstance(piece, str))
 
     def stream_story(
-        self, start: Any = None, continue_from: Any = None, **kwargs: Any
+        self,
+        start: Any = None,
+        continue_from: Any = None,
+        batch_size: int | None = None,  # nothing to one story, like num_workers
+        num_workers: int | None = None,
+        **kwargs: Any,
     ) -> Iterator[str | dict[str, Any]]:
         """Like `stream`; the last thing given is the whole result, as a call would return it."""
         inputs = _inputs(start, continue_from)
-        of_request, of_decoder, _ = self._parameters(**kwargs)
+        of_request, of_decoder, of_result = self._parameters(**kwargs)
         requests = self.preprocess(inputs, **of_request) if isinstance(inputs, Mapping) else []
         if len(requests) != 1:
             raise ValueError("stream tells one story: give one start, and leave num_stories and num_candidates at 1")
-        return self._write_one(requests[0], **of_decoder)
+        return self._write_one(requests[0], of_decoder, of_result)
 
     def _write_one(
-        self, request: StoryRequest, precision: Precision = "auto", drafts: int = 1
+        self, request: StoryRequest, of_decoder: dict[str, Any], of_result: dict[str, Any]
     ) -> Iterator[str | dict[str, Any]]:
-        for _, piece, story in write_stories(self.model, self.tokenizer, [request], precision, drafts=drafts):
+        for _, piece, story in write_stories(self.model, self.tokenizer, [request], **of_decoder):
             if piece:
                 yield piece
             if story.finish_reason:
-                yield self._result(story)
+                yield self.postprocess([story], **of_result)
 
     def _parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         """Those of `preprocess`, `forward` and `postprocess`, the pipeline's own too; a seed is drawn if none is given.
@@ -144,8 +149,10 @@ class StoryGenerationPipeline(Pipeline):
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         if unknown := sorted(set(kwargs) - {*WISHES, *SETTINGS}):
             raise ValueError(f"unknown argument {unknown[0]!r}; accepted: {sorted({*TEXTS, *WISHES, *SETTINGS})}")
+        # None counts as not given, save where it is a wish.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None or name in ("end", "length")}
         for name, least in (("num_stories", 1), ("num_candidates", 1), ("seed", 0)):
-            if name in kwargs and (name, kwargs[name]) != ("seed", None):
+            if name in kwargs:
                 kwargs[name] = whole_number(name, kwargs[name], least)
         of_decoder = {"precision": kwargs.pop("precision")} if "precision" in kwargs else {}
         if of_decoder and of_decoder["precision"] not in get_args(Precision):
@@ -289,7 +296,8 @@ def _inputs(start: Any, continue_from: Any) -> Any:
         ValueError: neither or both are given, or an empty list.
     """
     if (start is None) == (continue_from is None):
-        raise ValueError("give either start or continue_from")
+        both = ", not both; an ending is given by its name, end=..." if start is not None else ""
+        raise ValueError(f"give either start or continue_from{both}")
     name, given = ("start", start) if continue_from is None else ("continue_from", continue_from)
     if hasattr(given, "iterrows"):  # a data frame gives its columns' names one by one, not its rows
         given = given.to_dict("records")

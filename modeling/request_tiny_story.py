@@ -8,10 +8,11 @@ from typing import Any
 
 from .control_tiny_story import MAX_INCLUDE, NAMED_LENGTHS
 
-SENTENCE_END = re.compile(r"""[.!?]["']{0,2}$""")
-BOUNDARY = re.compile(r"""[.!?]["']{0,2}\s+""")  # between two sentences
+SENTENCE_END = re.compile(r"""[.!?…]["'”’]{0,2}$""")
+BOUNDARY = re.compile(r"""[.!?…]["'”’]{0,2}\s+""")  # between two sentences
 PUNCTUATION = "".join(chr(c) for c in range(33, 127) if not chr(c).isalnum()) + "“”‘’…—–«»"
 OPENERS = "(-—–"  # after which, as after a blank, a quotation mark opens
+STRAIGHT = str.maketrans("“”‘’", "\"\"''")  # as the stories have them
 
 
 def count_words(text: str) -> int:
@@ -20,8 +21,8 @@ def count_words(text: str) -> int:
 
 
 def bare_words(text: str) -> list[str]:
-    """The words in lower case, without the punctuation and quotes around them."""
-    return [word for word in (word.strip(PUNCTUATION).lower() for word in text.split()) if word]
+    """The words in lower case, without the punctuation and quotes around them; curly quotes are straight ones."""
+    return [word for word in (word.strip(PUNCTUATION).lower() for word in text.translate(STRAIGHT).split()) if word]
 
 
 def ends_with(text: str, ending: str) -> bool:
@@ -72,7 +73,7 @@ def includes(text: str, word: str) -> bool:
 
 def open_quote(text: str) -> bool:
     """Whether the last paragraph ends inside quotes."""
-    return text.rsplit("\n", 1)[-1].count('"') % 2 == 1
+    return text.rsplit("\n", 1)[-1].translate(STRAIGHT).count('"') % 2 == 1
 
 
 def quotes_after(text: str, more: str) -> bool | None:
@@ -129,7 +130,8 @@ class StoryRequest:
     Args:
         start: the story's first words; they are kept as they are but for a capital first letter and outer blanks.
         end: word or phrase the story ends on; None or "</sos>" lets the model end where it likes. A word with a
-            capital after its first letter (USA) keeps its capitals; other words may begin with either.
+            capital after its first letter (USA) keeps its capitals; other words may begin with either. Curly quotes
+            become straight ones, which the story has, and a comma or the like at its end is left out.
         max_words: longest length, the start included. The model may stop by itself from half of it on, or from 200
             characters (some 40 words) if that is less. Below 200, unless a length is named, a story with an ending is
             planned some 35 words shorter than this, so that its ending fits in.
@@ -168,7 +170,8 @@ class StoryRequest:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         for name in ("temperature", "top_p", "dry_multiplier"):
             object.__setattr__(self, name, real_number(name, getattr(self, name)))
-        words = tuple(self.include) if isinstance(self.include, Iterable) else (None,)
+        include = () if self.include is None else self.include
+        words = tuple(include) if isinstance(include, Iterable) else (None,)
         if isinstance(self.include, (str, dict)) or not all(isinstance(word, str) for word in words):
             raise ValueError(f"include must be a list of words, got {self.include!r}")
         object.__setattr__(self, "include", words)
@@ -186,10 +189,12 @@ class StoryRequest:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
         start = self.start.strip()
-        object.__setattr__(self, "start", start[0].upper() + start[1:])
+        first = start[0].upper()
+        object.__setattr__(self, "start", first + start[1:] if len(first) == 1 else start)  # ß and ﬁ have no capital
         end = None if self.end is None or self.end.strip() == "</sos>" else " ".join(self.end.split())
+        end = end and end.translate(STRAIGHT).rstrip(",;:-–— ")
         object.__setattr__(self, "end", end)
-        object.__setattr__(self, "include", tuple(" ".join(word.split()) for word in self.include))
+        object.__setattr__(self, "include", tuple(" ".join(word.translate(STRAIGHT).split()) for word in words))
         if end is not None and not bare_words(end):
             raise ValueError(f"end must hold at least one word, got {self.end!r}; None lets the model end by itself")
         # After a whole sentence the ending needs at least one word before it: it is never pasted after a full stop.

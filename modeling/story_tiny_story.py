@@ -22,7 +22,6 @@ from .request_tiny_story import (
 )
 
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # of a byte-level token's characters
-CONTINUATIONS = tuple(bytes([value]) for value in range(0x80, 0xC0))  # of a character of UTF-8, after its first byte
 
 
 class Place(NamedTuple):
@@ -137,6 +136,7 @@ class Vocabulary:
         not_text: the same, but for the end of the story.
         not_whole: special tokens, and those that are not whole characters by themselves.
         joins: tokens that make the word before them another one.
+        blank_first: tokens that begin with a blank.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int | None = None):
@@ -148,6 +148,7 @@ class Vocabulary:
         self.special = np.arange(size) >= len(tokenizer)
         self.special[[i for i in tokenizer.all_special_ids if i < size]] = True
         self.joins = np.array([joins(piece) for piece in self.pieces]) & ~self.special
+        self.blank_first = np.array([piece[:1].isspace() for piece in self.pieces]) & ~self.special
         self.not_text = self.special.copy()
         self.not_text[self.eos] = False
         self.not_whole = self.special | np.array([not is_text(data, whole=True) for data in self.bytes])

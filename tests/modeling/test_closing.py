@@ -85,13 +85,15 @@ def test_a_closing_costs_what_the_model_says_alone(trained_model, vocabulary, pr
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(TEXT, "happy"), (TEXT, "every day!"), (TEXT, "xylophone"), (TEXT + ' "I like', "cake"), ("Go.", "on")],
-)
+    [(TEXT, "happy"), (TEXT, "every day!"), (TEXT, "xylophone"), (TEXT + ' "I like', "cake"), ("Go.", "on"),
+     (TEXT, "with Zoë"), (TEXT, "at the café"), (TEXT, "“home”"), (TEXT, "in the end…")],
+)  # fmt: skip
 def test_a_closing_closes_the_story_on_the_words(trained_model, vocabulary, text: str, words: str):
     story = a_story(vocabulary, text, end=words, max_words=count_words(text) + 12)
     tokens = bring_in(Target(words, final=True), story, open_decoder(trained_model), vocabulary)
-    told = text + "".join(vocabulary.pieces[token] for token in tokens)
+    told = text + vocabulary.decode(tokens)
     assert ends_with(told, words) and closes_sentence(told) and count_words(told) <= count_words(text) + 12
+    assert not told[len(text) :].lstrip()[0].islower() or not closes_sentence(text)
     assert not ends_with(told[: len(told) - len(words) - 1].rstrip(), words)
 
 

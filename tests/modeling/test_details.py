@@ -22,6 +22,17 @@ def test_the_details_leave_the_story_as_it_is(tell: Pipeline, told: dict):
         assert "".join(piece["text"] for piece in told["details"][part]) == told["story"]
 
 
+def test_a_model_in_training_says_the_same(tell: Pipeline, told: dict):
+    dropout = tell.model.model.dropout
+    tell.model.train()
+    dropout.p = 0.5
+    try:
+        assert tell("The little dragon", end="home", max_words=100, length="short", seed=3, details=True) == told
+    finally:
+        dropout.p = 0.0
+        tell.model.eval()
+
+
 def test_the_probabilities_are_the_models_own(tell: Pipeline, told: dict):
     """Token by token through the model, each prompt on its own."""
     tokenizer = tell.tokenizer

@@ -1,10 +1,13 @@
 """The story contract, through the pipeline and the trained model of this clone."""
 
+import copy
+import math
 import re
 from random import Random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import Pipeline
@@ -21,6 +24,7 @@ from modeling.request_tiny_story import (
     count_words,
     ends_with,
     includes,
+    open_quote,
     quotes_after,
 )
 from modeling.sampling_tiny_story import DRY_ALLOWED, repetition_penalties
@@ -46,6 +50,53 @@ def test_a_story_keeps_the_contract(tell: Pipeline, start: str, end: str, max_wo
         "story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "log_probability", "score",
         "seed",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("with Zoë", "with Zoë"), ("the café", "the café"), ("Grandma’s house", "Grandma's house"),
+        ("my friend 😀", "my friend 😀"), ("I don’t know", "I don't know"), ("“home”", '"home"'),
+        ("friends,", "friends"),
+    ],
+)  # fmt: skip
+def test_an_ending_of_any_characters_closes_a_sentence(tell: Pipeline, end: str, told: str):
+    """Curly quotes are straight ones, as in the rest of the story, and no comma stays."""
+    for seed in range(4):
+        result = tell("Tim and Sue", end=end, max_words=60, seed=seed)
+        bare, words = result["story"].rstrip('.!?"'), told.strip('"')
+        assert bare.lower().endswith(words.lower()) and math.isfinite(result["score"])
+        assert not closes_sentence(bare[: len(bare) - len(words)].rstrip(' "')), result["story"]
+
+
+def test_a_start_without_a_capital_letter_or_with_a_curly_quote(tell: Pipeline):
+    for start in ("ßtraße", "ﬁsh"):
+        assert tell(start, max_words=10, seed=1)["story"].startswith(start)
+    story = tell("Mom said, “Come", end="home", max_words=60, seed=0)["story"]
+    assert story.startswith("Mom said, “Come") and not any(map(open_quote, story.split("\n")))
+
+
+def test_no_blank_follows_a_blank(tell: Pipeline):
+    for start in ("The 😀", "🐸", "In 日本"):
+        for seed in range(6):
+            assert "  " not in tell(start, max_words=25, seed=seed)["story"]
+
+
+def test_none_counts_as_not_given(tell: Pipeline):
+    nothing = {name: None for name in ("include", "max_words", "temperature", "end", "length", "num_candidates")}
+    assert tell("She", seed=1, **nothing) == tell("She", seed=1)
+
+
+def test_what_is_no_model_any_more_is_said(tell: Pipeline):
+    broken = copy.deepcopy(tell)
+    with torch.no_grad():
+        broken.model.fc.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        broken("She", end="home")
+    foreign = copy.deepcopy(tell)
+    foreign.tokenizer.bos_token = None
+    with pytest.raises(ValueError, match="bos_token"):
+        foreign("She", end="home")
 
 
 ODD_TEXT = st.one_of(
@@ -277,8 +328,8 @@ def test_stream_gives_the_story_of_the_call(tell: Pipeline):
     expected = tell("Once", **wishes)
     assert pieces[0] == "Once" and len(pieces) > 5
     assert "".join(pieces) == expected["story"]
-    *told, last = tell.stream_story("Once", **wishes)
-    assert told == pieces and last == expected
+    *told, last = tell.stream_story("Once", batch_size=4, num_workers=0, details=True, **wishes)
+    assert told == pieces and last == tell("Once", batch_size=4, num_workers=0, details=True, **wishes)
 
 
 def test_a_drawn_seed_is_reported(tell: Pipeline):
