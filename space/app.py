@@ -15,6 +15,7 @@ from desk import (
     ask_for_shared,
     ask_what_if,
     desk_of,
+    in_page_words,
     tell_what_is_asked,
 )
 from engine import MAX_DRAFTS, Engine, chosen_model
@@ -63,8 +64,8 @@ def main() -> None:
             inside = st.toggle("Look inside", key="inside")
         if side_by_side:
             compare(desk, desk.tale)
-        if inside and (details := desk.details(engine, desk.tale)):
-            look_inside(desk.tale, details)
+        if inside:
+            show_inside(desk, engine, desk.tale)
     show_shelf(desk)
     page.foot(chosen_model()[0])
 
@@ -102,7 +103,7 @@ def ask(desk: Desk) -> None:
     try:
         ask_first(desk, wished(st.session_state))
     except ValueError as problem:
-        desk.refuse(f"This story cannot be told: {problem}.")
+        desk.refuse(in_page_words(problem))
 
 
 def more_wishes() -> None:
@@ -224,6 +225,16 @@ def compare(desk: Desk, tale: Tale) -> None:
             page.facts(tales[chosen])
 
 
+def show_inside(desk: Desk, engine: Engine, tale: Tale) -> None:
+    place = st.empty()
+    details = desk.details(engine, tale, lambda before: page.in_line(place, before))
+    place.empty()
+    if isinstance(details, str):
+        page.notice(details)
+    elif details:
+        look_inside(tale, details)
+
+
 def show_shelf(desk: Desk) -> None:
     tales = desk.shelf.latest_first()
     title = f"Your shelf: {len(tales)} {'story' if len(tales) == 1 else 'stories'}"
@@ -253,7 +264,7 @@ def open_shelf(desk: Desk) -> None:
     desk.shelf_problem = None
     if opened := st.session_state["shelf_file"]:
         try:
-            desk.shelf.add(*shelf.from_file(opened.getvalue()))
+            desk.shelf.add_saved(shelf.from_file(opened.getvalue()))
         except TaleError as problem:
             desk.shelf_problem = f"This file could not be opened: {problem}."
 

@@ -8,7 +8,7 @@ in: a click while a story is being told neither loses it nor the wish for it.
 import re
 import secrets
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,8 @@ PLAIN_WORDS = (
 )  # the pipeline's messages, and what a reader is told
 TYPED_UNFIT = "Some of these words do not belong in a children’s story. Please choose others."
 TOLD_UNFIT = "The stories that came had words that do not belong in a children’s story. Please ask again."
+
+OnPlace = Callable[[int], None]  # shows a reader their place in line, and raises when they have left
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,14 @@ class Desk:
             self.previous = self.tale.key
         self.tale, self.fresh, self.chosen, self.problem, self.news = tale, fresh, None, None, None
 
-    def details(self, engine: Engine, tale: Tale) -> dict[str, Any] | None:
+    def details(self, engine: Engine, tale: Tale, on_place: OnPlace) -> dict[str, Any] | str | None:
         """How sure the model was of each word of the tale's last step, and the drafts that lost, told again for it;
-        None if it came out otherwise."""
+        None if it came out otherwise; or, if it cannot be told now, what a reader is told."""
         if tale.key not in self.known:
-            result = _tell(engine, tale.steps[-1], tale.text, tale.model, details=True)
+            try:
+                result = _tell(engine, tale.steps[-1], tale.text, tale.model, on_place, details=True)
+            except (EngineError, ValueError) as problem:
+                return in_page_words(problem)
             lost = [draft for draft in result["details"]["rejected"] if not unfit(draft["story"])]
             told = result["details"] | {"score": result["score"], "rejected": lost}
             self.known[tale.key] = told if result["story"] == tale.text else {}
@@ -148,18 +153,15 @@ def ask_for_shared(desk: Desk, query: MutableMapping[str, Any]) -> None:
     desk.ask(Asked("", (), shared.steps, shared.model, shared=shared))
 
 
-def tell_what_is_asked(desk: Desk, engine: Engine, on_place: Any = None) -> None:
+def tell_what_is_asked(desk: Desk, engine: Engine, on_place: OnPlace) -> None:
     """Tell it, lay it on the desk and put it on the shelf; or say why not."""
     asked = desk.asked
     if not asked:
         return
     try:
         tale = _tell_asked(engine, asked, on_place)
-    except EngineError as problem:
-        desk.asked, desk.problem = None, str(problem)
-        return
-    except ValueError as problem:
-        desk.asked, desk.problem = None, f"This story cannot be told: {in_page_words(problem)}."
+    except (EngineError, ValueError) as problem:
+        desk.asked, desk.problem = None, in_page_words(problem)
         return
     desk.asked = None
     if isinstance(tale, str):
@@ -176,15 +178,17 @@ def tell_what_is_asked(desk: Desk, engine: Engine, on_place: Any = None) -> None
         )
 
 
-def in_page_words(problem: ValueError) -> str:
-    """The pipeline's message, as it is put to somebody who fills in a field."""
-    for pattern, words in PLAIN_WORDS:
-        if found := re.match(pattern, str(problem), re.DOTALL):
-            return found.expand(words)
-    return str(problem)
+def in_page_words(problem: EngineError | ValueError) -> str:
+    """The storyteller's message as it is, or the pipeline's as it is put to somebody who fills in a field."""
+    message = str(problem)
+    if isinstance(problem, EngineError):
+        return message
+    matches = ((re.match(pattern, message, re.DOTALL), words) for pattern, words in PLAIN_WORDS)
+    plain = next((found.expand(words) for found, words in matches if found), message)
+    return f"This story cannot be told: {plain}."
 
 
-def _tell_asked(engine: Engine, asked: Asked, on_place: Any) -> Tale | str:
+def _tell_asked(engine: Engine, asked: Asked, on_place: OnPlace) -> Tale | str:
     """The tale; or, if a wish is unfit for children, or all that came of it, what a reader is told."""
     if any(unfit(step.start, step.end, *step.include) for step in asked.steps):
         return TYPED_UNFIT
@@ -211,7 +215,7 @@ def _tell_asked(engine: Engine, asked: Asked, on_place: Any) -> Tale | str:
 
 
 def _tell(
-    engine: Engine, step: Step, told: str, model: str, on_place: Any = None, details: bool = False
+    engine: Engine, step: Step, told: str, model: str, on_place: OnPlace, details: bool = False
 ) -> dict[str, Any]:
     wishes = step.wishes(told) | ({"details": True} if details else {})
     return engine.tell(wishes, on_place, "classic" if model == "classic" else "")

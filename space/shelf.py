@@ -1,6 +1,8 @@
 """The shelf: the reader's stories, kept in the reader's own browser, and as one file that can be opened again."""
 
 import json
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +11,7 @@ import streamlit as st
 from page import asset
 from tale import Tale, TaleError, parse_tale
 
-MOST = 60  # tales, the latest; storage.js holds to it too
+MOST = 60  # tales, the latest; storage.js holds to it too, and to the order of `latest`
 LARGEST_FILE = 1_000_000  # bytes
 STORAGE = st.components.v2.component("story_shelf", js=asset("storage.js"))
 
@@ -23,12 +25,16 @@ class Shelf:
     usable: bool = True  # the browser lets the page keep things
     heard: Any = None  # what the browser said last
 
-    def add(self, *tales: Tale) -> None:
+    def add(self, tale: Tale) -> None:
+        """One that has just been told."""
+        self.removed.pop(tale.key, None)
+        self.tales = latest([*self.tales.values(), tale])
+
+    def add_saved(self, tales: list[Tale]) -> None:
+        """Those of a file; they stand before the others of their day, of which none shall make room for them."""
         for tale in tales:
-            self.tales.setdefault(tale.key, tale)
             self.removed.pop(tale.key, None)
-        for key in list(self.tales)[:-MOST]:
-            del self.tales[key]
+        self.tales = latest([*tales, *self.tales.values()])
 
     def remove(self, *keys: str) -> None:
         for key in keys:
@@ -51,17 +57,22 @@ class Shelf:
             return
         self.heard = stored
         self.usable = stored.get("usable") is not False
-        here = list(self.tales.values())
+        kept = []
         for data in stored["tales"][-MOST:]:
-            try:
-                tale = parse_tale(data)
-            except TaleError:
-                continue
-            if tale.key not in self.removed:
-                self.tales.setdefault(tale.key, tale)
-        for tale in here:  # told since: they stand behind the browser's
-            self.tales[tale.key] = self.tales.pop(tale.key)
-        self.add()
+            with suppress(TaleError):
+                kept.append(parse_tale(data))
+        both = [*kept, *self.tales.values()]  # those here were told since
+        self.tales = latest(tale for tale in both if tale.key not in self.removed)
+
+
+def latest(tales: Iterable[Tale]) -> dict[str, Tale]:
+    """The last MOST of them, by their key: day after day, and those of one day as they come; of two that are the same,
+    the second."""
+    alone: dict[str, Tale] = {}
+    for tale in tales:
+        alone.pop(tale.key, None)
+        alone[tale.key] = tale
+    return {tale.key: tale for tale in sorted(alone.values(), key=lambda tale: tale.told)[-MOST:]}
 
 
 def to_file(tales: list[Tale]) -> bytes:

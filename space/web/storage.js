@@ -12,10 +12,12 @@ export default function (component) {
   } catch { usable = false }
   const tales = new Map()
   for (const tale of [...stored, ...data.shelf]) {
-    if (typeof tale?.text === "string") tales.set(tale.text, tale)
+    if (typeof tale?.text !== "string" || typeof tale.told !== "string") continue
+    tales.delete(tale.text)  // so that it stands where the page has it
+    tales.set(tale.text, tale)
   }
   for (const text of data.removed) tales.delete(text)
-  const all = [...tales.values()].slice(-MOST)
+  const all = [...tales.values()].sort((one, other) => (one.told > other.told) - (one.told < other.told)).slice(-MOST)
   try {
     if (JSON.stringify(all) !== JSON.stringify(stored)) localStorage.setItem(KEY, JSON.stringify(all))
   } catch { usable = false }

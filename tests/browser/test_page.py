@@ -105,6 +105,14 @@ def test_the_shelf_outlives_a_reload_and_comes_back_from_a_file(address: str, br
     page.get_by_text("Your shelf: 1 story").click()
     page.locator("input[type=file]").set_input_files(tmp_path / "shelf.json")
     expect(page.get_by_text("Your shelf: 2 stories")).to_be_visible()
+    saved = json.loads((tmp_path / "shelf.json").read_text())
+    full = [saved["tales"][0] | {"text": f"Tale {number}."} for number in range(60)]
+    (tmp_path / "full.json").write_text(json.dumps(saved | {"tales": full}))
+    page.locator("input[type=file]").set_input_files(tmp_path / "full.json")
+    expect(page.get_by_text("Your shelf: 60 stories")).to_be_visible()
+    page.wait_for_function("JSON.parse(localStorage['tiny-stories-shelf']).length === 60")
+    latest = page.evaluate("JSON.parse(localStorage['tiny-stories-shelf']).slice(-2).map(tale => tale.text)")
+    assert set(latest) == {tale["text"] for tale in saved["tales"]}  # the opened ones stand before them
     page.context.close()
 
 

@@ -1,5 +1,7 @@
 """The page without a browser: what it says to good and bad wishes, and that nothing told is lost."""
 
+from collections.abc import Callable
+
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -123,6 +125,39 @@ def test_a_lost_draft_with_an_unfit_word_is_not_shown_either(monkeypatch: pytest
     monkeypatch.setattr("desk.unfit", lambda *texts: any(text and text != tale.text for text in texts))
     page.toggle(key="inside").set_value(True).run()
     assert desk(page).known[tale.key]["rejected"] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem", "message"),
+    [
+        ("Busy", "No room.", "<p>No room.</p>"),
+        ("TooSlow", "No story came.", "<p>No story came.</p>"),
+        (None, "the start has 900 tokens", "This story cannot be told: its start is too long"),
+    ],
+)
+def test_a_look_inside_waits_in_line_and_says_what_is_in_its_way(
+    monkeypatch: pytest.MonkeyPatch, kind: str | None, problem: str, message: str
+):
+    page = ask(open_page(), "The little fox", "home", seed="3")
+    import engine  # the page has put its folder on the path
+    from page import in_line
+
+    tale, places = desk(page).tale, []
+
+    def wait_and_fail(_: engine.Engine, wishes: dict, on_place: Callable[[int], None], subfolder: str):
+        on_place(2)
+        raise getattr(engine, kind)(problem) if kind else ValueError(problem)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("page.in_line", lambda place, before: (places.append(before), in_line(place, before)))
+        patch.setattr(engine.Engine, "tell", wait_and_fail)
+        page.toggle(key="inside").set_value(True).run()
+    said = " ".join(element.proto.body for element in page.get("html"))
+    assert not page.exception and said.count('role="alert"') == 1 and message in said
+    assert places == [2] and "You are in line" not in said  # the notice has taken that line's place
+    assert desk(page).tale == tale and not desk(page).known
+    page.run()
+    assert desk(page).known[tale.key]["words"] and page.get("vega_lite_chart")
 
 
 def test_a_long_line_makes_for_fewer_drafts(monkeypatch: pytest.MonkeyPatch):

@@ -137,5 +137,30 @@ def test_the_browser_and_the_page_agree_on_a_shelf():
     shelf.remove(older.key)
     shelf.take_in({"tales": json.loads(json.dumps([older.to_json(), TALE.to_json()])), "usable": False})
     assert list(shelf.tales) == [TALE.key] and shelf.usable is False
-    shelf.add(*(replace(TALE, text=f"Tale {number}.") for number in range(2 * MOST)))
+    for number in range(2 * MOST):
+        shelf.add(replace(TALE, text=f"Tale {number}."))
     assert len(shelf.tales) == MOST and shelf.latest_first()[0].text == f"Tale {2 * MOST - 1}."
+
+
+@pytest.mark.parametrize("day", ["2026-11-26", TALE.told])
+def test_a_full_shelf_that_is_opened_pushes_out_nothing_told_now(day: str):
+    saved = [TALE, *(replace(TALE, text=f"Tale {number}.", told=day) for number in range(1, MOST))]
+    now = [TALE, replace(TALE, text="Told now.")]
+    shelf = Shelf()
+    for tale in now:
+        shelf.add(tale)
+    shelf.add_saved(from_file(to_file(saved)))
+    assert list(shelf.tales.values()) == [*saved[2:], *now]
+    shelf.take_in({"tales": json.loads(to_file([*now, *saved[1:]]))["tales"], "usable": True})
+    assert list(shelf.tales.values()) == [*saved[2:], *now]
+
+
+def test_the_latest_tales_stay_whichever_way_they_came():
+    shelf = Shelf()
+    for number in range(MOST):
+        shelf.add(replace(TALE, text=f"Tale {number}."))
+    later = replace(TALE, text="Later.", told="2026-11-28")
+    shelf.add_saved([later, replace(TALE, text="Earlier.", told="2026-11-26")])
+    assert [tale.text for tale in shelf.tales.values()] == [*(f"Tale {number}." for number in range(1, MOST)), "Later."]
+    shelf.add(replace(TALE, text="Tale 1.", told="2026-11-28"))
+    assert shelf.latest_first()[0].text == "Tale 1." and len(shelf.tales) == MOST  # told again, it is a new one
