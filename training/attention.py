@@ -55,9 +55,28 @@ def document_starts(position_ids: torch.Tensor) -> torch.Tensor:
     return starts
 
 
+def refuse_many_documents(position_ids: torch.Tensor, batch_rows: int) -> None:
+    """
+    Args:
+        position_ids: of rows, (rows, time), from which batches of batch_rows will be drawn.
+
+    Raises:
+        ValueError: a batch might hold more documents than `packed_documents` has room for.
+    """
+    documents = document_starts(position_ids).sum(1)  # (rows,)
+    found = int(documents.topk(min(batch_rows, len(documents))).values.sum())
+    most = batch_rows * position_ids.shape[1] // TOKENS_A_DOCUMENT
+    if found > most:
+        raise ValueError(
+            f"stories too short for attention packed_documents: a batch of {batch_rows} rows may hold {most}, of "
+            f"{TOKENS_A_DOCUMENT} tokens on average, and might hold {found}; attention sdpa takes any"
+        )
+
+
 def packed_documents_arguments(position_ids: torch.Tensor) -> dict[str, Any]:
     """What a model's forward pass needs besides for `packed_documents`: where the documents of position_ids (batch,
-    time) begin, in the names that transformers has for it. They may have `TOKENS_A_DOCUMENT` on average, or more."""
+    time) begin, in the names that transformers has for it. Too many of them run together, for a check here would keep a
+    GPU waiting at every batch: `refuse_many_documents` checks all batches at once."""
     total, time = position_ids.numel(), position_ids.shape[1]
     # A fixed number, so that a compiled model sees one shape: those that are left over have no tokens.
     most = total // TOKENS_A_DOCUMENT

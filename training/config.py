@@ -115,6 +115,7 @@ _FREE_FIELDS = {
     "evaluation_stories",
     "save_every",
     "keep_checkpoints",
+    "report_to",
 }
 
 

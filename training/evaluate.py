@@ -36,7 +36,7 @@ from training.endings import (
     tell_pairs,
 )
 from training.memorisation import WINDOW, recited_share
-from training.reading import agreement, counts, load_grades, tally, write_pair_sheets, write_sheets
+from training.reading import agreement, counts, load_grades, refuse_used, tally, write_pair_sheets, write_sheets
 from training.report import draw_endings
 from training.scoring import score_stories
 from training.sources import hold_out, load_stories, normalise_story, without_stories
@@ -179,6 +179,7 @@ def stories(tell: Pipeline, count: int) -> None:
 
 def read_make(arguments: argparse.Namespace) -> None:
     """Stories of every writer and real ones, onto sheets for blind readers."""
+    refuse_used(Path(arguments.output))  # before hours of writing
     writers = load_writers(Path(arguments.writers))
     if arguments.pairs and len(writers) != 2:
         raise ValueError(f"a sheet of pairs needs two writers, {arguments.writers} has {len(writers)}")

@@ -30,19 +30,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AttentionInterface, AutoTokenizer, PreTrainedTokenizerFast
 
 from modeling.generation_tiny_story import write_stories
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from modeling.request_tiny_story import StoryRequest
-from training.attention import TOKENS_A_DOCUMENT, document_starts, packed_documents_arguments
+from training.attention import packed_documents_arguments, refuse_many_documents
 from training.checkpoint import load_pretrained, save_released
 from training.cli import Parser, one_line_errors
 from training.config import TrainingConfig, parse_config
 from training.data import IGNORED
 from training.optimizer import BatchedMuon, build_optimizers, set_learning_rate
 from training.passes import Packer, Rows, on_device
-from training.sources import load_stories, without_stories
+from training.sources import load_stories, training_stories
 from training.train import build_model, build_model_config, choose_precision
 
 CHECKED_STORIES = 1000  # validation stories scored on the way
@@ -70,6 +70,19 @@ class FlagshipConfig:
     packers: int = field(default=4, metadata={"help": "processes that pack rows"})
     writers: int = field(default=0, metadata={"help": "processes that write stories with init_from"})
     seed: int = field(default=0, metadata={"help": "seed of the first teacher; the others' and the student's follow"})
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_teachers", 1), ("packers", 1), ("writers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("teacher_minutes", "student_minutes"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        known = ["eager", *AttentionInterface().valid_keys()]
+        if self.attention not in known:
+            raise ValueError(f"attention must be one of {', '.join(known)}, got {self.attention!r}")
+        if self.writers and not self.init_from:
+            raise ValueError("writers write with the weights of init_from, which is missing")
 
 
 class Log:
@@ -103,10 +116,14 @@ def write_until_stopped(model_name: str, starts: list[str], path: Path, seed: in
             file.flush()
 
 
+def packs_documents(model: TinyStoryForCausalLM) -> bool:
+    """Whether the model's attention is told where documents begin, and so has room for some number of them."""
+    return model.config._attn_implementation == "packed_documents"
+
+
 def hidden_states(model: TinyStoryForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the output layer reads, (batch, time, hidden); documents in a row do not see one another."""
-    packed = model.config._attn_implementation == "packed_documents"
-    documents = packed_documents_arguments(batch["position_ids"]) if packed else {}
+    documents = packed_documents_arguments(batch["position_ids"]) if packs_documents(model) else {}
     output = model.model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **documents)
     return output.last_hidden_state
 
@@ -173,12 +190,14 @@ class Trainer:
         try:
             for name in ("sdpa", wanted):
                 model.set_attn_implementation(name)
+                if packs_documents(model):
+                    refuse_many_documents(rows.position_ids, SCORED_ROWS)
                 self.loss(model, batch, (), 0.0).backward()
                 gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
                 model.zero_grad()
             off = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
             problem = "" if off < CLOSE_ENOUGH else f"its gradients differ by {off:.3f}"
-        except (RuntimeError, NotImplementedError, TypeError) as error:
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
             problem = str(error).split("\n")[0]
         self.log.write(attention="sdpa" if problem else wanted, **({"because": problem} if problem else {"off": off}))
         return "sdpa" if problem else wanted
@@ -217,7 +236,7 @@ class Trainer:
         while progress < 1:
             rows = self.packer.next(self.device, list(written))
             num_passes += 1
-            self.check(rows, run.batch_rows)
+            self.check(rows, run.batch_rows, [model, *teachers])
             for batch in rows.batches(run.batch_rows, seed=1000 * run.seed + num_passes):
                 rising, falling = (step + 1) / max(1, run.warmup_steps), (1 - progress) / run.decay_fraction
                 set_learning_rate(optimizers, min(1.0, rising, falling))
@@ -251,17 +270,15 @@ class Trainer:
         self.log.write(run=name, step=step, passes=num_passes, bits_per_byte=self.score([model]))
 
     @staticmethod
-    def check(rows: Rows, batch_rows: int) -> None:
+    def check(rows: Rows, batch_rows: int, models: Sequence[TinyStoryForCausalLM]) -> None:
         """
         Raises:
-            ValueError: there are too few rows for a batch, or a batch might hold too many documents.
+            ValueError: there are too few rows for a batch, or a batch might hold more documents than a model takes.
         """
         if len(rows.input_ids) < batch_rows:
             raise ValueError(f"{len(rows.input_ids)} rows, fewer than batch_rows ({batch_rows}); give more stories")
-        documents = document_starts(rows.position_ids).sum(1)  # (rows,)
-        most = batch_rows * rows.input_ids.shape[1] // TOKENS_A_DOCUMENT
-        if int(documents.topk(batch_rows).values.sum()) > most:
-            raise ValueError(f"stories too short: a batch may hold {most} at most, of {TOKENS_A_DOCUMENT} tokens each")
+        if any(map(packs_documents, models)):
+            refuse_many_documents(rows.position_ids, batch_rows)
 
     def loss(
         self,
@@ -287,9 +304,15 @@ class Trainer:
 
     @torch.no_grad()
     def score(self, models: Sequence[TinyStoryForCausalLM], count: int | None = None) -> float:
-        """Bits per byte of the models' mean distribution on the first `count` validation stories, or all."""
+        """Bits per byte of the models' mean distribution on the first `count` validation stories, or all.
+
+        Raises:
+            ValueError: the stories are too short for a model's attention.
+        """
         count = min(count or len(self.texts), len(self.texts))
         rows, nats = on_device(self.validation[count], self.device), 0.0
+        if any(map(packs_documents, models)):
+            refuse_many_documents(rows.position_ids, SCORED_ROWS)
         training = [model.training for model in models]
         for model in models:
             model.eval()
@@ -313,6 +336,7 @@ def start_writers(config: FlagshipConfig, texts: list[str]) -> list[tuple[multip
     for number in range(config.writers):
         starts = [" ".join(text.split()[: 1 + i % 4]) for i, text in enumerate(texts[number :: config.writers])]
         path = Path(config.output_dir) / f"written_{number}.jsonl"
+        path.unlink(missing_ok=True)  # an earlier run's would be read for this one's if the writer dies
         arguments = (config.init_from, starts, path, number * 10**6, 10)
         process = multiprocessing.get_context("spawn").Process(target=write_until_stopped, args=arguments, daemon=True)
         process.start()
@@ -320,10 +344,14 @@ def start_writers(config: FlagshipConfig, texts: list[str]) -> list[tuple[multip
     return started
 
 
-def stop_writers(started: list[tuple[multiprocessing.process.BaseProcess, Path]]) -> list[str]:
-    """The whole stories that were written."""
+def stop_writers(started: list[tuple[multiprocessing.process.BaseProcess, Path]], log: Log) -> list[str]:
+    """The whole stories that were written. None is `started` any more then, so that a second call does nothing; of a
+    writer that had failed the log tells."""
     stories = []
-    for process, path in started:
+    while started:
+        process, path = started.pop(0)
+        if process.exitcode:
+            log.write(failed_writer=path.name, exit_code=process.exitcode)
         process.kill()
         process.join()
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -336,8 +364,6 @@ def stop_writers(started: list[tuple[multiprocessing.process.BaseProcess, Path]]
 def main() -> None:
     """Train the teachers, then the student."""
     (config,) = Parser(FlagshipConfig, description=__doc__.split("\n")[0]).parse_args_into_dataclasses(sys.argv[1:])
-    if config.writers and not config.init_from:
-        raise ValueError("writers write with the weights of init_from, which is missing")
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     log = Log(output_dir / "log.jsonl")
@@ -356,7 +382,7 @@ def main() -> None:
     executor = ProcessPoolExecutor(config.packers, mp_context=multiprocessing.get_context("fork"))
     tokenizer = AutoTokenizer.from_pretrained(run.tokenizer, trust_remote_code=True)
     validation = load_stories([config.validation_dataset], "validation")
-    stories = without_stories(load_stories(config.dataset, "train"), validation)
+    stories, _ = training_stories(config.dataset, load_stories(config.dataset, "train"), validation)
     packer = Packer(
         executor, list(stories["text"]), list(stories["kind"]), row_length=run.row_length,
         backend=tokenizer.backend_tokenizer.to_str(), bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id,
@@ -376,14 +402,14 @@ def main() -> None:
             trainer.train(f"teacher {number}", teachers[-1], run, config.teacher_minutes)
             teachers[-1].eval().requires_grad_(False)
             log.write(run=f"mean of {len(teachers)}", bits_per_byte=trainer.score(teachers))
-        written = stop_writers(writers)
+        written = stop_writers(writers, log)
         student = trainer.build(student_run)
         log.write(run="student", written=len(written), bits_per_byte=trainer.score([student]))
         trainer.train("student", student, student_run, config.student_minutes, teachers, written)
         save_released(student.cpu(), tokenizer, output_dir / "model")
         log.write(saved=str(output_dir / "model"))
     finally:
-        stop_writers(writers)
+        stop_writers(writers, log)
         executor.shutdown(cancel_futures=True)
 
 

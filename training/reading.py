@@ -11,6 +11,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,7 +80,11 @@ def deal(items: Sequence[Item], stratum: Callable[[Item], Any], part_size: int, 
 
 
 def write_sheets(stories: Sequence[WrittenStory], folder: Path, part_size: int = PART_STORIES, seed: int = 0) -> int:
-    """`sheet-1.md` and on, for one reader each, and `key/key.json` for the tally; returns how many parts."""
+    """`sheet-1.md` and on, for one reader each, and `key/key.json` for the tally; returns how many parts.
+
+    Raises:
+        ValueError: the folder holds another reading.
+    """
     parts = deal(stories, lambda story: (story.writer, story.band), part_size, seed)
     key: list[dict[str, Any]] = []
     texts = []
@@ -98,7 +103,7 @@ def write_pair_sheets(
     """Like `write_sheets`, for two writers who were asked for the same; who stands first is drawn for each pair.
 
     Raises:
-        ValueError: they were not asked for the same.
+        ValueError: they were not asked for the same, or the folder holds another reading.
     """
     if [story.wish for story in first] != [story.wish for story in second]:
         raise ValueError("a sheet of pairs needs two writers with the same wishes: the same counts or the same file")
@@ -122,7 +127,17 @@ def _paragraphs(text: str) -> str:
     return "\n\n".join(text.strip().split("\n"))
 
 
+def refuse_used(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: the folder holds another reading, whose key its grades still need.
+    """
+    if found := [*sorted(folder.glob("sheet-*.md")), *folder.glob("key/key.json")]:
+        raise ValueError(f"{folder} holds another reading ({found[0].name}); give the new one a folder of its own")
+
+
 def _write(folder: Path, texts: list[str], key: dict[str, Any]) -> int:
+    refuse_used(folder)
     (folder / "key").mkdir(parents=True, exist_ok=True)
     for part, text in enumerate(texts, start=1):
         (folder / f"sheet-{part}.md").write_text(text, encoding="utf-8")
@@ -134,8 +149,8 @@ def load_grades(paths: Sequence[Path], key: dict[str, Any]) -> dict[int, Grade]:
     """A reading's grades by number, from JSON lines or CSV files (as many as there were parts).
 
     Raises:
-        ValueError: a number that the key does not hold or that was graded twice, or an answer that is none; the
-            message names the file.
+        ValueError: a number that the key does not hold or that was graded twice, or an answer that is missing or is
+            none; the message names the file.
     """
     numbers = {entry["number"] for entry in key["entries"]}
     check = _check_pair if key["kind"] == "pairs" else _check_story
@@ -143,9 +158,10 @@ def load_grades(paths: Sequence[Path], key: dict[str, Any]) -> dict[int, Grade]:
     for path in paths:
         for row in _read(path):
             try:
-                number = int(row["number"])
-                grade = check(row)
-            except (KeyError, TypeError, ValueError) as error:
+                if not (given := _number(row, "number")).is_integer():
+                    raise ValueError(f"number must be a whole one, got {row['number']!r}")
+                number, grade = int(given), check(row)
+            except ValueError as error:
                 raise ValueError(f"{path}: {row} is no grade ({error})") from error
             if number not in numbers:
                 raise ValueError(f"{path}: number {number} is not in the key")
@@ -158,25 +174,39 @@ def load_grades(paths: Sequence[Path], key: dict[str, Any]) -> dict[int, Grade]:
 def _read(path: Path) -> list[dict[str, Any]]:
     if path.suffix != ".csv":
         return rows(path)
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # table programs put a mark in front
         return list(csv.DictReader(file))
+
+
+def _answer(row: dict[str, Any], name: str) -> Any:
+    if row.get(name) in (None, ""):  # a table's cell that was left empty
+        raise ValueError(f"{name} is missing")
+    return row[name]
+
+
+def _number(row: dict[str, Any], name: str) -> float:
+    answer = _answer(row, name)
+    with suppress(TypeError, ValueError):
+        if not isinstance(answer, bool):
+            return float(answer)
+    raise ValueError(f"{name} must be a number, got {answer!r}")
 
 
 def _check_story(row: dict[str, Any]) -> Grade:
     grade: Grade = {}
     for name in YES_OR_NO:
-        if (answer := str(row[name]).strip().lower()) not in ANSWERS:
+        if (answer := str(_answer(row, name)).strip().lower()) not in ANSWERS:
             raise ValueError(f'{name} must be "y" or "n", got {row[name]!r}')
         grade[name] = ANSWERS[answer]
     for name in MARKS:
-        grade[name] = float(row[name])
+        grade[name] = _number(row, name)
         if not 1 <= grade[name] <= 10:
             raise ValueError(f"{name} must lie between 1 and 10, got {row[name]!r}")
     return grade
 
 
 def _check_pair(row: dict[str, Any]) -> Grade:
-    if (side := str(row["preferred"]).strip().upper()) not in ("A", "B"):
+    if (side := str(_answer(row, "preferred")).strip().upper()) not in ("A", "B"):
         raise ValueError(f'preferred must be "A" or "B", got {row["preferred"]!r}')
     return {"preferred": side}
 

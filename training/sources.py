@@ -65,12 +65,28 @@ def load_stories(
     """
     stories = concatenate_datasets([_load_source(source, split, text_column, story_separator) for source in sources])
     stories = stories.map(_normalise_batch, batched=True, desc=f"Normalising {split}")
-    return _without(stories, seen=set())
+    stories = _without(stories, seen=set())
+    if not len(stories):
+        raise ValueError(f"{', '.join(sources)}: no stories in it")
+    return stories
 
 
 def without_stories(stories: Dataset, others: Dataset) -> Dataset:
     """The stories that are not word for word among `others`: keeps validation out of the training split."""
     return _without(stories, seen={digest(text) for text in others["text"]})
+
+
+def training_stories(sources: list[str], stories: Dataset, validation: Dataset) -> tuple[Dataset, str]:
+    """The stories of some sources that may be trained on, and how many may not, in words for the reader.
+
+    Raises:
+        ValueError: none may.
+    """
+    clean = without_stories(stories, validation)
+    left_out = f"{len(stories) - len(clean):,} of {len(stories):,} left out, they stand in the validation split"
+    if not len(clean):
+        raise ValueError(f"{sources}: no story to train on, {left_out}")
+    return clean, left_out
 
 
 def hold_out(stories: Dataset, share: float) -> Dataset:

@@ -47,7 +47,7 @@ from training.distillation import Teachers, load_teachers
 from training.optimizer import bf16_is_fast, build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import Metrics
 from training.scoring import score_stories
-from training.sources import hold_out, load_stories, without_stories
+from training.sources import hold_out, load_stories, training_stories
 from training.streaming import StreamedRows
 
 SAMPLE_WISHES = (("Once upon a time", "</sos>"), ("The dragon", "home"), ("One day, a girl named Lily", "friends"))
@@ -117,10 +117,7 @@ def load_data(
     stories = load_stories(config.dataset, "train", **reading)
     if validation is None:
         validation = hold_out(stories, config.validation_share)
-    clean = without_stories(stories, validation)
-    left_out = f"{len(stories) - len(clean):,} of {len(stories):,} left out, they stand in the validation split"
-    if not len(clean):
-        raise ValueError(f"{config.dataset}: no story to train on, {left_out}")
+    clean, left_out = training_stories(config.dataset, stories, validation)
     rows = TrainingRows(clean, tokenizer, **options)
     if rows.num_rows < config.batch_rows:
         raise ValueError(

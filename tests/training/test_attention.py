@@ -6,7 +6,7 @@ import torch
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from tests.conftest import RECIPES, large_init
-from training.attention import BLOCK, packed_documents_arguments
+from training.attention import BLOCK, TOKENS_A_DOCUMENT, packed_documents_arguments, refuse_many_documents
 from training.config import TrainingConfig
 from training.train import build_model
 
@@ -61,6 +61,16 @@ def test_documents_begin_where_positions_do_not_go_on():
     arguments = packed_documents_arguments(torch.tensor([first, second]))
     assert arguments["cu_seq_lens_q"].tolist() == [0, 40, 70, 96, 149, 192, 192]
     assert arguments["max_length_q"] == 96
+
+
+def test_more_documents_than_there_is_room_for_are_refused():
+    sparse, full = torch.arange(96).expand(2, -1), (torch.arange(96) % TOKENS_A_DOCUMENT).expand(2, -1)
+    refuse_many_documents(full, batch_rows=2)
+    assert packed_documents_arguments(full)["cu_seq_lens_q"].tolist() == [0, 32, 64, 96, 128, 160, 192]
+    crowded = torch.cat((sparse, (torch.arange(96) % 16).expand(1, -1)))
+    refuse_many_documents(crowded, batch_rows=3)
+    with pytest.raises(ValueError, match=r"a batch of 2 rows may hold 6, .* and might hold 7;"):
+        refuse_many_documents(crowded, batch_rows=2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention over documents runs on a GPU")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from accelerate.state import AcceleratorState
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from tests.conftest import HUB_FOLDER
+from tests.conftest import HUB_FOLDER, STORIES_FILE
 from training import flagship
+from training.config import TrainingConfig
 from training.data import IGNORED
 from training.flagship import mean_probabilities, summed_nats, taught_nats
 from training.passes import Packer, on_device
+from training.train import build_model, build_model_config
 
 DEVICE = torch.device("cpu")
 SMALL = {
@@ -27,7 +30,7 @@ SMALL = {
     "position_type": "rope", "norm_type": "rmsnorm", "norm_position": "pre", "hidden_act": "swiglu",
     "tie_word_embeddings": True,
 }  # fmt: skip
-RUN = {
+RUN: dict[str, Any] = {
     "output_dir": "-", "model": SMALL, "dropout": 0.0, "row_length": 256, "batch_rows": 2, "warmup_steps": 3,
     "whole_stories": True, "wishes_share": 0.5, "closings_share": 0.5, "teachers_share": 0.7,
 }  # fmt: skip
@@ -120,13 +123,78 @@ def test_teachers_and_student_read_the_same_rows(
     assert "wishes_share is 0.5" in (said := capsys.readouterr().err) and "0.25" in said
 
 
-def test_writers_need_weights(tmp_path: Path, run_command: Callable[..., str], capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_teachers", 0, "num_teachers must be at least 1, got 0"),
+        ("num_teachers", 1.5, "invalid int value: '1.5'"),
+        ("teacher_minutes", 0, "teacher_minutes must be above 0 and finite, got 0.0"),
+        ("student_minutes", "nan", "student_minutes must be above 0 and finite, got nan"),
+        ("packers", 0, "packers must be at least 1, got 0"),
+        ("writers", -1, "writers must be at least 0, got -1"),
+        ("writers", 1, "init_from"),
+        ("attention", "spda", "packed_documents, got 'spda'"),
+    ],
+)
+def test_fields_that_make_no_sense_are_refused_before_any_work(
+    tmp_path: Path, run_command: Callable[..., str], capsys: pytest.CaptureFixture, name: str, value, message: str
+):
     with pytest.raises(SystemExit):
         run_command(
-            "training.flagship", "--output_dir", tmp_path, "--dataset", "x.txt", "--validation_dataset", "y.txt",
-            "--writers", 1,
+            "training.flagship", "--output_dir", tmp_path / "run", "--dataset", "x.txt", "--validation_dataset",
+            "y.txt", f"--{name}", value,
         )  # fmt: skip
-    assert "init_from" in capsys.readouterr().err
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [(None, "no story to train on, 12 of 12 left out"), ("\u0007", "validation.jsonl: no stories in it")],
+)
+def test_nothing_to_train_or_to_validate_on_is_refused(
+    tmp_path: Path, run_command: Callable[..., str], capsys: pytest.CaptureFixture, validation: str | None, message: str
+):
+    path = tmp_path / "validation.jsonl"
+    path.write_text(json.dumps({"text": validation}) if validation else STORIES_FILE.read_text())
+    with pytest.raises(SystemExit):
+        run_command(
+            "training.flagship", "--output_dir", tmp_path / "run", "--dataset", STORIES_FILE, "--validation_dataset",
+            path,
+        )  # fmt: skip
+    assert message in capsys.readouterr().err
+
+
+def test_too_many_documents_are_refused_where_attention_has_no_room(
+    tmp_path: Path, packer: Packer, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(flagship, "SCORED_ROWS", 4)
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test's precision
+    trainer = flagship.Trainer(tmp_path, "no", tokenizer, packer, flagship.Log(tmp_path / "log.jsonl"))
+    trainer.validate_on([f"Go {number}!" for number in range(200)])
+    run = TrainingConfig(**RUN)
+    model = build_model(run, build_model_config(run, tokenizer)).to(trainer.device)
+    rows = on_device(trainer.validation[200], trainer.device)
+    trainer.check(rows, 2, [model])
+    assert trainer.score([model]) > 0
+    model.set_attn_implementation("packed_documents")
+    for refused, found in ((lambda: trainer.check(rows, 2, [model]), 2), (lambda: trainer.score([model]), 4)):
+        with pytest.raises(ValueError, match=rf"a batch of {found} rows may hold {8 * found}, .* might hold \d\d"):
+            refused()
+    assert trainer.usable_attention("packed_documents", run) == "sdpa"
+    assert "might hold" in (tmp_path / "log.jsonl").read_text()
+
+
+def test_a_writer_that_failed_is_told_of_and_leaves_nothing_of_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(flagship, "write_until_stopped", time.sleep)  # which takes no such arguments
+    config = flagship.FlagshipConfig(str(tmp_path), ["x.txt"], "y.txt", init_from="-", writers=1)
+    (tmp_path / "written_0.jsonl").write_text(json.dumps({"text": "Of old.", "whole": True}) + "\n")
+    writers, log = flagship.start_writers(config, ["She ran."]), flagship.Log(tmp_path / "log.jsonl")
+    writers[0][0].join()
+    assert flagship.stop_writers(writers, log) == flagship.stop_writers(writers, log) == []
+    (line,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert (line["failed_writer"], line["exit_code"]) == ("written_0.jsonl", 1)
 
 
 def test_of_what_writers_wrote_whole_stories_count(tmp_path: Path):
@@ -137,6 +205,6 @@ def test_of_what_writers_wrote_whole_stories_count(tmp_path: Path):
     path.write_text("\n".join([*lines, json.dumps({"text": "Once", "whole": False}), lines[0][:40]]))
     process = multiprocessing.Process(target=time.sleep, args=(60,))
     process.start()
-    written = flagship.stop_writers([(process, path)])
+    written = flagship.stop_writers([(process, path)], flagship.Log(tmp_path / "log.jsonl"))
     assert written == [json.loads(line)["text"] for line in lines if json.loads(line)["whole"]]
-    assert written and not process.is_alive()
+    assert written and not process.is_alive() and not (tmp_path / "log.jsonl").read_text()

@@ -67,6 +67,8 @@ def test_grades_come_as_json_lines_or_csv(tmp_path: Path):
     )
     grades = load_grades([graded(tmp_path, answers)], key)
     assert load_grades([table], key) == grades
+    table.write_text(table.read_text(), encoding="utf-8-sig")  # as Excel writes it
+    assert load_grades([table], key) == grades
     assert grades[3] == {
         "last_sentence_sensible": True, "fits_story": False, "grammar": 9.0, "consistency": 3.0, "plot": 5.0
     }  # fmt: skip
@@ -80,7 +82,11 @@ def test_grades_come_as_json_lines_or_csv(tmp_path: Path):
         ({"plot": 11}, "plot must lie between 1 and 10"),
         ({"number": 9}, "number 9 is not in the key"),
         ({"number": 1}, "number 1 was graded before"),
-        ({"grammar": None}, "is no grade"),
+        ({"grammar": None}, "grammar is missing"),
+        ({"grammar": "good"}, "grammar must be a number, got 'good'"),
+        ({"grammar": True}, "grammar must be a number, got True"),
+        ({"number": 2.9}, "number must be a whole one, got 2.9"),
+        ({"number": True}, "number must be a number, got True"),
     ],
 )
 def test_what_is_no_grade_is_refused(tmp_path: Path, change: dict, message: str):
@@ -89,6 +95,28 @@ def test_what_is_no_grade_is_refused(tmp_path: Path, change: dict, message: str)
     path = graded(tmp_path, [{"number": 1, **fine}, {"number": 2, **fine} | change])
     with pytest.raises(ValueError, match=re.escape(message)):
         load_grades([path], key_of(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["number", "fits_story", "plot"])
+def test_an_answer_that_is_missing_is_said_to_be(tmp_path: Path, name: str):
+    write_sheets(written("a", 2), tmp_path)
+    fine = {"number": 1, "last_sentence_sensible": "y", "fits_story": "n", "grammar": 9, "consistency": 3, "plot": 5}
+    table = tmp_path / "grades.csv"
+    table.write_text(f"{','.join(fine)}\n{','.join('' if key == name else str(fine[key]) for key in fine)}\n")
+    del fine[name]
+    for path in (graded(tmp_path, [fine]), table):
+        with pytest.raises(ValueError, match=f"{path.name}: .* is no grade .{name} is missing"):
+            load_grades([path], key_of(tmp_path))
+
+
+def test_a_new_reading_does_not_take_the_place_of_another(tmp_path: Path):
+    write_sheets(written("a", 4), tmp_path, part_size=2)
+    before = {path: path.read_text() for path in tmp_path.rglob("*.*")}
+    for write_again in (lambda: write_sheets(written("b", 2), tmp_path),
+                        lambda: write_pair_sheets(written("b", 2), written("c", 2), tmp_path)):  # fmt: skip
+        with pytest.raises(ValueError, match="holds another reading"):
+            write_again()
+    assert {path: path.read_text() for path in tmp_path.rglob("*.*")} == before
 
 
 def test_a_tally_counts_each_writer_and_band(tmp_path: Path):
@@ -232,11 +260,16 @@ def test_writers_that_make_no_sense_are_refused(tmp_path: Path, entries, message
         load_writers(path)
 
 
-def test_the_command_makes_sheets_and_tallies_them(run_command: Callable[..., str], tmp_path: Path, long_stories: Path):
+def test_the_command_makes_sheets_and_tallies_them(
+    run_command: Callable[..., str], tmp_path: Path, long_stories: Path, capsys: pytest.CaptureFixture
+):
     writers = tmp_path / "writers.yaml"
     writers.write_text(yaml.safe_dump({"flagship": {"model": "modeling", "odd": 2}}))
     make = ["make", "--dataset", long_stories, "--training_dataset", STORIES_FILE, "--real", 2]
     run_command("training.evaluate", "read", *make, "--writers", writers, "--output", tmp_path)
+    with pytest.raises(SystemExit):  # before a story is told: there is no such file of writers
+        run_command("training.evaluate", "read", *make, "--writers", tmp_path / "none", "--output", tmp_path)
+    assert "holds another reading" in capsys.readouterr().err
     entries = key_of(tmp_path)["entries"]
     starts = [entry["wish"]["start"] for entry in entries if entry["writer"] == "flagship"]
     assert sorted(starts) == ["Nobody", "Why"] and len(entries) == 4

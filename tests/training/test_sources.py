@@ -183,6 +183,7 @@ def test_bad_files_are_named(tmp_path: Path):
         "missing.parquet": (None, "no such file"), "empty.jsonl": (b"", "empty"),
         "broken.parquet": (b"not parquet", "not a readable"), "columns.jsonl": (b'{"story": "x"}\n', "no column"),
         "blank.jsonl": (b'{"text": "  "}\n', "no stories"),
+        "bells.jsonl": (b'{"text": "\\u0007"}\n', "no stories"),
         "stories.doc": (b"x", "expected a file ending in"), "*.csv": (None, "no file matches"),
         "tails.jsonl": (b'{"text": "x", "kind": "tail"}\n{"text": "y", "kind": "odd"}\n', "odd"),
     }  # fmt: skip

@@ -90,6 +90,15 @@ def test_an_end_that_is_spelled_out_costs_all_its_tokens(peer):
     assert score.bits[-1] == pytest.approx(brute_force(model, ids) - brute_force(model, whole), rel=1e-3)
 
 
+def test_how_free_stories_are_drawn_hangs_on_no_default(peer):
+    model, tokenizer = peer
+    told = []
+    for top_k in (None, 1):
+        model.generation_config.top_k = top_k
+        told.append(suite.free_stories(model, tokenizer, ["She", "One day"], suite.OURS, 4.0, seed=0))
+    assert told[0] == told[1]
+
+
 def test_what_a_tokenizer_cannot_read_is_counted(tokenizer):
     assert suite.unread_share(tokenizer, ["every byte — é"]) == 0
     words = Tokenizer(WordLevel({"She": 0, "has": 1, "?": 2}, unk_token="?"))

@@ -285,6 +285,16 @@ def test_another_configuration_does_not_resume(straight: Path, validation: Path)
     assert done.returncode == 2 and "muon_lr: 0.02 -> 0.5" in done.stderr
 
 
+def test_a_run_may_go_on_with_a_tracker(tmp_path: Path, validation: Path):
+    changes = {"validation_dataset": validation, "num_steps": 4, "save_every": 2}
+    assert train_here(tmp_path, **changes).returncode == 0
+    shutil.rmtree(list_checkpoints(tmp_path / "checkpoints")[-1])  # as if it had been killed after update 2
+    done = train_here(tmp_path, **changes, report_to="tensorboard")
+    assert done.returncode == 0, done.stderr
+    events = event_accumulator.EventAccumulator(str(next(tmp_path.glob("**/events.*")).parent)).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [3, 4]
+
+
 def test_config_file_and_command_line(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text("output_dir: here\nnum_steps: 7\ndataset: [a.txt, b.txt]\nmodel: {hidden_size: 64}\n")
