@@ -72,7 +72,8 @@ def unfold(page: Page) -> None:
 
 
 def faults(page: Page) -> dict[int, list[str]]:
-    """At each width, as far as there are any."""
+    """At each width, as far as there are any. Until the icons' font is there, their names stand in their places."""
+    page.evaluate("document.fonts.ready.then(() => null)")
     found = {}
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})

@@ -133,7 +133,7 @@ def test_teachers_and_student_read_the_same_rows(
         ("packers", 0, "packers must be at least 1, got 0"),
         ("writers", -1, "writers must be at least 0, got -1"),
         ("writers", 1, "init_from"),
-        ("attention", "spda", "packed_documents, got 'spda'"),
+        ("attention", "spda", "got 'spda'"),
     ],
 )
 def test_fields_that_make_no_sense_are_refused_before_any_work(
