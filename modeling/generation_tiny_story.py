@@ -54,7 +54,7 @@ PLANT_TRIES = 2
 PLANT_WORDS, PLANT_LATEST = 8, 0.4  # told at least, and of the words there are to write at most
 PLANT_COST = 22.0  # of `bring_in`; dearer is hardly ever English
 SENTENCE_WORDS = 12  # a whole sentence that fewer words could follow is a better place to stop than a word
-CHEAP = 4.0  # cost of a closing for which no other place is tried
+CHEAP = 4.0  # cost of a closing for which no other place or draft is tried
 CLOSING_WORDS = 16  # words kept back for the closing sentence, and for one with each word to include
 TITLES = ("Mr.", "Mrs.", "Ms.", "Dr.")  # no sentence ends there
 # Drafts are compared while they are written, as the particles of a sequential Monte Carlo sampler are (Lew et al. 2023,

@@ -1,6 +1,5 @@
 """The pipeline "story-generation": `tell("She", end="happy", max_words=150)`."""
 
-import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
@@ -14,14 +13,15 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .closing_tiny_story import ending_cost
 from .decoder_tiny_story import Precision, open_decoder
 from .details_tiny_story import story_details
-from .generation_tiny_story import Story, close_story, plan, write_stories
+from .generation_tiny_story import CHEAP, Story, close_story, plan, write_stories
 from .request_tiny_story import StoryRequest, whole_number
 from .story_tiny_story import vocabulary_of
 
 SEEDS = 2**31  # seeds drawn lie below
 CANDIDATE_SEEDS = 1_000_003  # from one candidate's seed to the next one's
 CLOSING_PLACES, PATIENT = 2, 16  # where a draft's closing is tried, if there are so many: who asks for them has time
-CLOSED_SHARE = 2  # one candidate in so many, the likeliest, gets a closing: it takes as long as half a story
+CLOSED_SHARE = 2  # one candidate in so many, the likeliest, gets a closing, which takes as long as half a story; from
+# PATIENT on more of them do, as long as all closings cost much
 CLOSING_SHARE = 0.03  # of a closing's cost, in a candidate's mean nats: what a reader minds most
 BATCH_SIZE = 16  # stories written side by side, unless the call says how many
 TEXTS = ("start", "continue_from")  # what the story begins with
@@ -61,7 +61,7 @@ class StoryGenerationPipeline(Pipeline):
     Returns:
         {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "log_probability",
         "score", "seed"} and, if asked for, "details", with "rejected" in it: {"story", "score"} of the other drafts in
-        the likelier half, the best first. num_searches are the times that a word or the ending did not come by itself,
+        the likeliest ones, the best first. num_searches are the times that a word or the ending did not come by itself,
         log_probability is the mean of the tokens written, in nats, score what candidates are chosen by: the same of
         those after the opening, less what an unlikely closing sentence takes away. A list of them if num_stories is
         above 1; for a list, a list with the one or the other for each; for what comes one by one, an iterator that
@@ -249,21 +249,25 @@ class StoryGenerationPipeline(Pipeline):
 
     def _ranked(self, candidates: list[Story], precision: Precision) -> list[Story]:
         """The likeliest of some candidates, the best first; only they are closed, where that is still to be done."""
-        hopeful = sorted(candidates, key=self._score, reverse=True)[: max(1, len(candidates) // CLOSED_SHARE)]
-        if len(candidates) > 1 and candidates[0].request.planned_end:
-            decoder = open_decoder(self.model, precision)
-            vocabulary = vocabulary_of(self.tokenizer, self.model.config.vocab_size)
-            best = -math.inf
+        ranked = sorted(candidates, key=self._score, reverse=True)
+        least = max(1, len(candidates) // CLOSED_SHARE)
+        if len(candidates) == 1 or not candidates[0].request.planned_end:
+            return ranked[:least]
+        decoder = open_decoder(self.model, precision)
+        vocabulary = vocabulary_of(self.tokenizer, self.model.config.vocab_size)
+        best: Story | None = None
+        for number, story in enumerate(ranked):
+            # Another place, or one more draft, is only tried for what is likely enough to be the best.
+            patient = len(candidates) >= PATIENT and (best is None or story.mean_judged > self._score(best))
+            if number >= least and not (patient and best and best.closing_cost > CHEAP):
+                return sorted(ranked[:number], key=self._score, reverse=True)
             with torch.inference_mode():
-                for story in hopeful:
-                    if story.finish_reason == "open":
-                        # Another place is only tried for what is likely enough to be the best.
-                        patient = len(candidates) >= PATIENT and story.mean_judged > best
-                        close_story(story, decoder, vocabulary, CLOSING_PLACES if patient else 1)
-                    elif story.finish_reason == "ending":
-                        story.closing_cost = ending_cost(story, decoder, vocabulary)
-                    best = max(best, self._score(story))
-        return sorted(hopeful, key=self._score, reverse=True)
+                if story.finish_reason == "open":
+                    close_story(story, decoder, vocabulary, CLOSING_PLACES if patient else 1)
+                elif story.finish_reason == "ending":
+                    story.closing_cost = ending_cost(story, decoder, vocabulary)
+            best = max(best or story, story, key=self._score)
+        return sorted(ranked, key=self._score, reverse=True)
 
     @staticmethod
     def _score(story: Story) -> float:

@@ -95,6 +95,27 @@ def test_only_the_likeliest_drafts_are_closed(tell: Pipeline, monkeypatch: pytes
     assert 1 <= len(closed) <= 6 and best["finish_reason"] == "ending"
 
 
+@pytest.mark.parametrize(
+    ("num_candidates", "cost", "closed"),
+    [(16, 1.0, 8), (16, 5.0, 16), (16, 50.0, 16), (12, 50.0, 6)],
+)
+def test_more_drafts_are_closed_while_all_closings_cost_much(
+    tell: Pipeline, monkeypatch: pytest.MonkeyPatch, num_candidates: int, cost: float, closed: int
+):
+    """From sixteen on, and as long as one might still be the best: here they are all as likely."""
+    told: list[Story] = []
+
+    def closing(story: Story, *_: Any) -> None:
+        told.append(story)
+        story.finish_reason, story.closing_cost = "ending", cost
+
+    monkeypatch.setattr(pipeline_tiny_story, "close_story", closing)
+    request = StoryRequest("The fox", end="mountain")
+    drafts = [Story(request, [9, 9], "The fox ran.", Random(0), finish_reason="open") for _ in range(num_candidates)]
+    pipe = StoryGenerationPipeline(model=tell.model, tokenizer=tell.tokenizer)
+    assert len(pipe._ranked(drafts, "auto")) == len(told) == closed
+
+
 def test_candidates_are_chosen_by_what_follows_the_opening(tell: Pipeline):
     """The score, against the model's own probabilities of the tokens after the opening."""
     for seed in range(3):
