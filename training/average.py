@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import find_adapter_config_file
 
 from training.checkpoint import load_pretrained, save_released
-from training.cli import Parser, one_line_errors
+from training.cli import Parser, one_line_errors, refused
 
 
 @torch.no_grad()
@@ -34,6 +35,20 @@ def average(models: list[PreTrainedModel]) -> PreTrainedModel:
     return models[0]
 
 
+def refuse_parts(names: list[str]) -> None:
+    """
+    Raises:
+        ValueError: one of them is no whole model. transformers would load an adapter, but save it without its model.
+    """
+    for name in names:
+        with refused(f"model {name}"):
+            is_adapter = find_adapter_config_file(name) is not None
+        if is_adapter:
+            raise ValueError(f"{name} holds an adapter, no whole model; merge it into its model first")
+        if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+            raise ValueError(f"{name} holds no model: it has no config.json")
+
+
 @one_line_errors
 def main() -> None:
     """Average checkpoints by command."""
@@ -45,6 +60,7 @@ def main() -> None:
         parser.error(f"two models or more are needed, got {len(arguments.models)}")
     if arguments.to.exists() and any(arguments.to.iterdir()):
         parser.error(f"{arguments.to} is not empty")
+    refuse_parts(arguments.models)
     loaded = [load_pretrained(name) for name in arguments.models]
     model = average([model for model, _ in loaded])
     save_released(model, loaded[0][1], arguments.to)

@@ -42,12 +42,32 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     Raises:
         ValueError: there is none of that name, or it cannot be read.
     """
-    path, options = Path(name), {}
-    if path.is_dir() and not (path / "tokenizer.json").exists() and (path.parent / "tokenizer.json").exists():
-        name, options = str(path.parent), {"subfolder": path.name}
+    name, options = _root(name)
     with refused(f"model {name}"):
         model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, dtype=torch.float32, **options)
         return model.eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+
+
+def _root(name: str) -> tuple[str, dict[str, str]]:
+    """Where a model's code and tokenizer are, and what leads from there to its weights."""
+    path = Path(name)
+    if path.is_dir() and not (path / "tokenizer.json").exists() and (path.parent / "tokenizer.json").exists():
+        return str(path.parent), {"subfolder": path.name}
+    return name, {}
+
+
+def refuse_other_tokens(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Raises:
+        ValueError: the tokenizer beside a model's weights has other tokens than this one. As many are not the same.
+    """
+    root, _ = _root(name)
+    try:
+        own = AutoTokenizer.from_pretrained(root, trust_remote_code=True)
+    except (OSError, ValueError):
+        return  # none is there
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"{name} was trained with another tokenizer than this run's; --tokenizer {root} is its own")
 
 
 def save_pretrained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

@@ -14,6 +14,8 @@ from accelerate.tracking import get_available_trackers
 from training.cli import Parser, refused
 from training.sources import DEFAULT_DATASET
 
+_LARGEST_SEED = 2**32 - 1  # that NumPy takes
+
 
 @dataclass
 class TrainingConfig:
@@ -38,7 +40,7 @@ class TrainingConfig:
     )
     tokenizer: str = field(default="modeling", metadata={"help": "folder or Hub name of the tokenizer"})
     init_from: str | None = field(default=None, metadata={"help": "folder or Hub name of weights to start from"})
-    model: dict = field(default_factory=dict, metadata={"help": "fields of TinyStoryConfig, as JSON"})
+    model: dict = field(default_factory=dict, metadata={"help": "fields of TinyStoryConfig, as JSON, over the file's"})
     dropout: float = field(default=0.1, metadata={"help": "dropout during this run"})
     zero_init: bool = field(default=True, metadata={"help": "blocks start as the identity: W_o and fc2 start at zero"})
     wishes_share: float = field(default=0.0, metadata={"help": "share of the stories shown with a control prefix"})
@@ -85,6 +87,15 @@ class TrainingConfig:
                      "evaluation_stories", "save_every", "keep_checkpoints"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay"):
+            if not getattr(self, name) >= 0:  # nor nan, which is not below 0 either
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise ValueError(f"seed must be between 0 and {_LARGEST_SEED}, got {self.seed}")
+        if not isinstance(self.model, dict):
+            raise ValueError(f"model must map fields of TinyStoryConfig to values, got {self.model!r}")
         if not self.validation_dataset:
             self.validation_dataset = DEFAULT_DATASET if self.dataset == [DEFAULT_DATASET] else None
         if not 0 < self.validation_share < 1:
@@ -120,7 +131,7 @@ _FREE_FIELDS = {
 
 
 def parse_config(arguments: list[str]) -> TrainingConfig:
-    """Fields from the file after `--config`, overridden by `--field value`.
+    """Fields from the file after `--config`, overridden by `--field value`; of `--model`, each of the fields it gives.
 
     Raises:
         ValueError, FileNotFoundError: no such file, not a mapping, an unknown field (the closest known one is named).
@@ -147,6 +158,9 @@ def parse_config(arguments: list[str]) -> TrainingConfig:
             action.required = action.required and action.dest not in from_file
     values = vars(parser.parse_args(arguments))
     values.pop("config")
+    of_file = parser.parse_args(["--output_dir", "-"]).model
+    if isinstance(of_file, dict) and isinstance(values["model"], dict):
+        values["model"] = of_file | values["model"]  # one field given must not undo the rest of the architecture
     return TrainingConfig(**values)
 
 

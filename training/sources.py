@@ -5,12 +5,16 @@ What was found and how it was taken is said in one line a source. `datasets` cac
 second run starts at once.
 """
 
+import codecs
 import csv
 import glob
 import hashlib
+import json
 import os
 import re
-from collections.abc import Sequence
+import reprlib
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fsspec
@@ -166,13 +170,11 @@ def open_source(
         for file in files:
             if Path(file).stat().st_size == 0:
                 raise ValueError(f"{file}: the file is empty")
-        options: dict[str, object] = {"sample_by": "document"} if ending == ".txt" else {}
-        if ending == ".tsv":
-            options = {"sep": "\t", "quoting": csv.QUOTE_NONE if has_bare_quotes(files[0]) else csv.QUOTE_MINIMAL}
         try:
-            stories = load_dataset(FORMATS[ending], data_files=files, split="train", streaming=streaming, **options)
+            stories = _read_files(files, ending, streaming, text_column)
         except Exception as error:  # datasets wraps what its readers raise in many types
-            raise ValueError(f"{source}: not a readable {ending} file ({error.__cause__ or error})") from error
+            problem = str(error.__cause__ or error).removeprefix(f"{source}: ")
+            raise ValueError(f"{source}: not a readable {ending} file ({problem})") from error
         if ending == ".txt":
             text_column = "text"
     else:
@@ -190,6 +192,85 @@ def open_source(
     elif text_column != "text":
         print(f"{source}: stories from column 'text', there is no {text_column!r}")
     return stories
+
+
+def _read_files(files: list[str], ending: str, streaming: bool, text_column: str) -> Dataset | IterableDataset:
+    """The rows of some files of one format, once what its reader would take amiss without a word is ruled out."""
+    options: dict[str, object] = {"sample_by": "document"} if ending == ".txt" else {}
+    if FORMATS[ending] == "csv":
+        bare = ending == ".tsv" and has_bare_quotes(files[0])
+        options = {"sep": "\t" if ending == ".tsv" else ",", "quoting": csv.QUOTE_NONE if bare else csv.QUOTE_MINIMAL}
+        for file in files:
+            check_fields(file, "\t" if ending == ".tsv" else ",", bare)
+    if FORMATS[ending] == "json" and (columns := columns_with_nan(files, text_column)):
+        dataset = IterableDataset if streaming else Dataset
+        stamped = [(file, Path(file).stat().st_mtime_ns) for file in files]  # the cache knows a file by what is passed
+        features = Features({name: Value("string") for name in columns})
+        return dataset.from_generator(_text_rows, features, gen_kwargs={"files": stamped, "columns": tuple(columns)})
+    return load_dataset(FORMATS[ending], data_files=files, split="train", streaming=streaming, **options)
+
+
+def check_fields(file: str, separator: str, bare_quotes: bool) -> None:
+    """Refuse a table with a row longer than its header: pandas takes its first fields for the names of rows, and a
+    story with a comma and no quotes around it would lose its first words.
+
+    Raises:
+        ValueError: there is such a row; the message names its line.
+    """
+    csv.field_size_limit(sys.maxsize)  # else a text of more than 128 KiB is an error
+    with fsspec.open(file, "rt", compression="infer", encoding="utf-8-sig", errors="replace", newline="") as lines:
+        rows = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_NONE if bare_quotes else csv.QUOTE_MINIMAL)
+        width, line = 0, 1
+        for row in rows:
+            width = width or len(row)
+            if len(row) > width:
+                name = "tab" if separator == "\t" else "comma"
+                raise ValueError(
+                    f"{file}: line {line} has {len(row)} fields, the header has {width}; expected a {name} between "
+                    f'fields only, and texts that hold a {name} in double quotes: "..."'
+                )
+            line = rows.line_num + 1
+
+
+def columns_with_nan(files: list[str], text_column: str) -> list[str]:
+    """The columns to read of JSON files in which a text or kind is NaN, as Python writes a blank; else none.
+
+    Where a column holds more than strings and null, `datasets` gives all of it as JSON source, quotes and all.
+
+    Raises:
+        ValueError: a text is neither a string nor missing; the message names its file and row.
+    """
+    columns: set[str] = set()
+    nan = False
+    for file in files:
+        try:
+            for number, row in _json_rows(file):
+                text = row[text_column] if text_column in row else row.get("text")
+                if text is not None and not isinstance(text, str) and text == text:
+                    raise ValueError(f"{file}: row {number} holds {reprlib.repr(text)}, expected a text in quotes")
+                found = {text_column, "text", "kind"} & row.keys()
+                columns |= found
+                nan = nan or any(row[name] != row[name] for name in found)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            return []  # its reader reads it another way, or says what is wrong
+    return sorted(columns) if nan else []
+
+
+def _json_rows(file: str) -> Iterator[tuple[int, dict[str, object]]]:
+    """The rows of a JSON file, one a line or all in a list, each with its number from 1 (of its line, if so)."""
+    with fsspec.open(file, "rb", compression="infer") as lines:
+        is_list = lines.read(1000).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+        lines.seek(0)
+        rows = json.loads(lines.read()) if is_list else (json.loads(line) if line.strip() else {} for line in lines)
+        for number, row in enumerate(rows, start=1):
+            yield number, row if isinstance(row, dict) else {"text": row}
+
+
+def _text_rows(files: list[tuple[str, int]], columns: Sequence[str]) -> Iterator[dict[str, str | None]]:
+    """Rows of JSON files, with null for what is no string; `files` is a list, as `datasets` parts only lists."""
+    for file, _ in files:
+        for _, row in _json_rows(file):
+            yield {name: value if isinstance(value := row.get(name), str) else None for name in columns}
 
 
 def has_bare_quotes(path: str) -> bool:

@@ -76,11 +76,12 @@ def bytes_per_token(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> flo
 class TokenizerArguments:
     """What the tokenizer is trained on, and where it goes."""
 
+    # No default: the released tokenizer, which its model cannot do without, is overwritten only where one says so.
+    output: str = field(metadata={"help": "folder the tokenizer files go to"})
     dataset: list[str] = field(default_factory=lambda: [DEFAULT_DATASET], metadata={"help": "as in training/train.py"})
     validation_dataset: str | None = field(default=None, metadata={"help": "stories to measure bytes per token on"})
     text_column: str = field(default="text", metadata={"help": "as in training/train.py"})
     story_separator: str | None = field(default=None, metadata={"help": "as in training/train.py"})
-    output: str = field(default="modeling", metadata={"help": "folder the tokenizer files go to"})
     vocab_size: int = field(default=VOCAB_SIZE, metadata={"help": "entries, special tokens included"})
 
 

@@ -36,6 +36,7 @@ from training.checkpoint import (
     load_optimizer_states,
     load_state,
     optimizer_states,
+    refuse_other_tokens,
     save_checkpoint,
     save_released,
     whole_model,
@@ -80,7 +81,12 @@ def build_model(config: TrainingConfig, model_config: TinyStoryConfig) -> TinySt
         model.set_attn_implementation(config.attention)
     if config.init_from:
         with refused(f"init_from {config.init_from}"):
-            loaded = TinyStoryForCausalLM.from_pretrained(config.init_from, dtype=torch.float32).state_dict()
+            source = TinyStoryForCausalLM.from_pretrained(config.init_from, dtype=torch.float32)
+        for name in config.model:  # heads or a norm may differ though all weights are as large
+            ours, theirs = getattr(model_config, name), getattr(source.config, name)
+            if ours != theirs and "initializer" not in name:
+                raise ValueError(f"init_from {config.init_from}: {name} is {theirs!r}, this run's model has {ours!r}")
+        loaded = source.state_dict()
         shapes = [{name: tuple(weight.shape) for name, weight in s.items()} for s in (model.state_dict(), loaded)]
         if shapes[0] != shapes[1]:
             name = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))[0]
@@ -141,6 +147,22 @@ def tell_samples(model: TinyStoryForCausalLM, tokenizer: PreTrainedTokenizerBase
     model.set_attn_implementation(implementation)
     model.train()
     return [stories[index] for index in range(len(requests))]
+
+
+def fitting_stories(texts: list[str], tokenizer: PreTrainedTokenizerBase, context: int) -> list[str]:
+    """Those that can be scored whole; of the others one line says how many they are.
+
+    Raises:
+        ValueError: none can.
+    """
+    lengths = map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
+    fitting = [text for text, length in zip(texts, lengths, strict=True) if length < context]
+    if left_out := len(texts) - len(fitting):
+        what = f"{left_out:,} of {len(texts):,} validation stories have more than the model's {context:,} tokens"
+        if not fitting:
+            raise ValueError(f"{what}; give shorter ones")
+        print(f"{what} and are not scored")
+    return fitting
 
 
 def evaluate(
@@ -257,8 +279,12 @@ def main() -> None:
     with refused(f"tokenizer {config.tokenizer}"):
         tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=True)
     model_config = build_model_config(config, tokenizer)
+    for name in (config.init_from, *(config.teachers or ())):
+        if name:
+            refuse_other_tokens(name, tokenizer)
     with accelerator.main_process_first():  # the others find the data in the cache
         rows, validation_texts = load_data(config, tokenizer, rank, num_processes)
+    validation_texts = fitting_stories(validation_texts, tokenizer, model_config.max_position_embeddings)
 
     set_seed(config.seed)
     model = build_model(config, model_config)

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
-from tests.conftest import MODERN, TINY, large_init
-from training.average import average
+from tests.conftest import HUB_FOLDER, MODERN, TINY, large_init
+from training.average import average, refuse_parts
 from training.checkpoint import save_released
 
 
@@ -40,3 +40,15 @@ def test_models_of_other_shapes_are_refused():
         average([small(0.5), small(0.5, intermediate_size=64)])
     with pytest.raises(ValueError, match=r"None in another|is None in the first"):
         average([small(0.5), small(0.5, num_hidden_layers=2)])
+
+
+def test_adapters_and_folders_without_a_model_are_refused(tmp_path: Path):
+    whole, adapter, empty = (tmp_path / name for name in ("whole", "adapter", "empty"))
+    for folder, file in ((whole, "config.json"), (adapter, "adapter_config.json"), (empty, "README.md")):
+        folder.mkdir()
+        (folder / file).write_text("{}")
+    refuse_parts([str(whole), str(HUB_FOLDER / "classic")])
+    with pytest.raises(ValueError, match=f"{adapter} holds an adapter, no whole model"):
+        refuse_parts([str(whole), str(adapter)])
+    with pytest.raises(ValueError, match=f"{empty} holds no model: it has no config.json"):
+        refuse_parts([str(whole), str(empty)])

@@ -18,6 +18,7 @@ import training.tokenizer
 import training.train
 from tests.conftest import HUB_FOLDER, STORIES_FILE
 from tests.training.test_train import fields, train, train_here
+from training.config import parse_config
 
 
 @pytest.fixture
@@ -58,10 +59,15 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> C
         ({"model": '{"hidden_sizes": 8}'}, "model: unknown field 'hidden_sizes'; did you mean 'hidden_size'?"),
         ({"model": '{"hidden_size": 30, "num_attention_heads": 4}'}, "must equal hidden_size (30)"),
         ({"attention": "none"}, "attention none: "),
-        (
-            {"init_from": str(HUB_FOLDER)},
-            "fc.bias is None, for this model it must be (5000,)",
-        ),
+        ({"init_from": str(HUB_FOLDER)}, "hidden_size is 384, this run's model has 32"),
+        ({"init_from": str(HUB_FOLDER), "model": "{}"}, "fc.bias is None, for this model it must be (5000,)"),
+        ({"seed": -1}, "seed must be between 0 and 4294967295, got -1"),
+        ({"seed": 2**32}, "seed must be between 0 and 4294967295, got 4294967296"),
+        ({"dropout": 1.5}, "dropout must be at least 0 and below 1, got 1.5"),
+        ({"weight_decay": -1}, "weight_decay must be at least 0, got -1"),
+        ({"weight_decay": "nan"}, "weight_decay must be at least 0, got nan"),
+        ({"warmup_steps": -3}, "warmup_steps must be at least 0, got -3"),
+        ({"model": 5}, "model must map fields of TinyStoryConfig to values, got 5"),
         ({"validation_share": 1, "validation_dataset": ""}, "validation_share must be above 0 and below 1, got 1"),
         ({"streaming": True, "validation_dataset": ""}, "a stream needs a validation_dataset"),
         ({"dataset": STORIES_FILE}, "no story to train on, 12 of 12 left out, they stand in the validation split"),
@@ -92,6 +98,16 @@ def test_a_configuration_file_is_checked(error_of, tmp_path: Path, text: str | N
     assert message in line and "run.yaml" in line
 
 
+def test_model_fields_go_over_those_of_the_file(tmp_path: Path):
+    path, given = tmp_path / "run.yaml", ["--model", '{"num_hidden_layers": 4, "use_bias": false}']
+    merged = {"hidden_size": 64, "num_hidden_layers": 4, "use_bias": False}
+    for written in ("{hidden_size: 64, num_hidden_layers: 7}", """'{"hidden_size": 64, "num_hidden_layers": 7}'"""):
+        path.write_text(f"output_dir: here\nmodel: {written}\n")
+        assert parse_config(["--config", str(path), *given]).model == merged
+        assert parse_config(["--config", str(path)]).model == {"hidden_size": 64, "num_hidden_layers": 7}
+    assert parse_config(["--output_dir", "here", *given]).model == {"num_hidden_layers": 4, "use_bias": False}
+
+
 def test_every_command_says_what_is_wrong(error_of, tmp_path: Path):
     nowhere = tmp_path / "nowhere"
     evaluate, average = training.evaluate.main, training.average.main
@@ -103,7 +119,9 @@ def test_every_command_says_what_is_wrong(error_of, tmp_path: Path):
     assert "two models or more" in error_of(average, nowhere, "--to", tmp_path / "mean")
     assert f"model {nowhere}: " in error_of(training.export.main, "--to", "gguf", "--model", nowhere, tmp_path / "x")
     assert '--repo must be "user/name"' in error_of(training.publish.main, "--repo", "name", "--dry-run")
-    assert "nowhere.txt: no such file" in error_of(training.tokenizer.main, "--dataset", f"{nowhere}.txt")
+    tokenizer = training.tokenizer.main
+    assert error_of(tokenizer, "--dataset", STORIES_FILE) == "the following arguments are required: --output"
+    assert "nowhere.txt: no such file" in error_of(tokenizer, "--dataset", f"{nowhere}.txt", "--output", nowhere)
     assert "no runs here" in error_of(benchmarks.ablations.main, "report", "--output_dir", nowhere)
 
 

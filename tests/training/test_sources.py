@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset
 
 from tests.conftest import STORIES_FILE
-from training.sources import hold_out, load_stories, normalise_story, without_stories
+from training.sources import hold_out, load_stories, normalise_story, open_source, without_stories
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,56 @@ def test_quotes_of_a_table_without_quoting_are_kept(tmp_path: Path):
     path = tmp_path / "talk.tsv"
     path.write_text('age\ttext\n4\t"Hello," she said.\n5\tHe left.\n')
     assert load_stories([str(path)], "train")["text"] == ['"Hello," she said.', "He left."]
+
+
+@pytest.mark.parametrize("name", ["nan.jsonl", "nan.json", "nan.jsonl.gz"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_missing_text_of_json_changes_no_other(tmp_path: Path, stories: list[str], name: str, streaming: bool):
+    path = tmp_path / name
+    for column in ("text", "story"):  # the second time, the file at this place is another one
+        rows = [{column: text, "kind": "tail"} for text in (*stories[:3], float("nan"), None, *stories[3:])]
+        content = json.dumps(rows) if ".jsonl" not in name else "\n\n".join(map(json.dumps, rows))
+        path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+        read = list(open_source(str(path), "train", streaming, column))
+        assert [row["text"] for row in read if row["text"]] == stories
+        assert {row["kind"] for row in read if row["text"]} == {"tail"}
+        loaded = load_stories([str(path)], "train", column)
+        assert loaded["text"] == stories and set(loaded["kind"]) == {"tail"}
+
+
+@pytest.mark.parametrize("value", [12, 1.5, False, ["A hen."], {"en": "A hen."}, float("inf")], ids=str)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_text_of_json_that_is_no_string_is_refused(tmp_path: Path, stories: list[str], value, streaming: bool):
+    texts = [*stories[:2], value, *stories[2:]]
+    (tmp_path / "typed.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "typed.json").write_text(json.dumps([{"text": text} for text in texts]))
+    for path in tmp_path.glob("typed.*"):
+        with pytest.raises(ValueError, match=re.escape(f"row 3 holds {value!r}, expected a text")) as error:
+            open_source(str(path), "train", streaming)
+        assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("ending", "name"), [(".csv", "comma"), (".tsv", "tab")])
+@pytest.mark.parametrize("header", ["text", "id{0}text"])
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "gz"])
+def test_a_row_longer_than_its_header_is_refused(tmp_path: Path, ending: str, name: str, header: str, compress: bool):
+    separator = "," if ending == ".csv" else "\t"
+    rows = [f'"One{separator} in{separator}\ntwo lines."', f"Once{separator} there was a hen.", "She was red."]
+    lines = [header.format(separator), *(f"7{separator}{row}" if "id" in header else row for row in rows)]
+    content = "\n".join(lines).encode()
+    path = tmp_path / f"bare{ending}{'.gz' if compress else ''}"
+    path.write_bytes(gzip.compress(content) if compress else content)
+    width = len(lines[0].split(separator))
+    message = f"line 4 has {width + 1} fields, the header has {width}; expected a {name} between fields only"
+    with pytest.raises(ValueError, match=message) as error:
+        load_stories([str(path)], "train")
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_a_long_text_of_a_table_is_read(tmp_path: Path):
+    text = "A hen, and a hat. " * 10_000
+    write_table(tmp_path / "long.csv", ",", [text])
+    assert load_stories([str(tmp_path / "long.csv")], "train")["text"] == [text.strip()]
 
 
 def test_lines_files_folders_and_patterns(tmp_path: Path, stories: list[str], capsys: pytest.CaptureFixture):
