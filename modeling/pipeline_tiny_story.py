@@ -60,8 +60,8 @@ class StoryGenerationPipeline(Pipeline):
 
     Returns:
         {"story", "start", "end", "finish_reason", "num_words", "num_tokens", "num_searches", "log_probability",
-        "score", "seed"} and, if asked for, "details", with "rejected" in it: {"story", "score"} of the other drafts in
-        the likeliest ones, the best first. num_searches are the times that a word or the ending did not come by itself,
+        "score", "seed"} and, if asked for, "details", with "rejected" in it: {"story", "score"} of the likeliest other
+        drafts, the best first. num_searches are the times that a word or the ending did not come by itself,
         log_probability is the mean of the tokens written, in nats, score what candidates are chosen by: the same of
         those after the opening, less what an unlikely closing sentence takes away. A list of them if num_stories is
         above 1; for a list, a list with the one or the other for each; for what comes one by one, an iterator that
