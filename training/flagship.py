@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,13 @@ from accelerate.utils import set_seed
 from torch.nn.functional import cross_entropy
 from transformers import AttentionInterface, AutoTokenizer, PreTrainedTokenizerFast
 
-from modeling.generation_tiny_story import write_stories
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
-from modeling.request_tiny_story import StoryRequest
 from training.attention import packed_documents_arguments, refuse_many_documents
-from training.checkpoint import load_pretrained, save_released
+from training.checkpoint import save_released
 from training.cli import Parser, one_line_errors
 from training.config import TrainingConfig, parse_config
 from training.data import IGNORED
+from training.on_policy import Writers
 from training.optimizer import BatchedMuon, build_optimizers, set_learning_rate
 from training.passes import Packer, Rows, on_device
 from training.sources import load_stories, training_stories
@@ -97,23 +95,6 @@ class Log:
         self.file.write(json.dumps(values) + "\n")
         self.file.flush()
         print(" ".join(f"{name} {v:.4f}" if isinstance(v, float) else f"{name} {v}" for name, v in values.items()))
-
-
-def write_until_stopped(model_name: str, starts: list[str], path: Path, seed: int, nice: int = 0) -> None:
-    """Write stories with a model, a line of JSON each, until the starts are used up or the process is ended."""
-    os.nice(nice)
-    torch.set_num_threads(1)
-    model, tokenizer = load_pretrained(model_name)
-    with path.open("w", encoding="utf-8") as file:
-        for at in range(0, len(starts), 4):
-            requests = [
-                StoryRequest(start, max_words=250, temperature=0.7, dry_multiplier=0.0, seed=seed + at + index)
-                for index, start in enumerate(starts[at : at + 4])
-            ]
-            stories = {index: story for index, _, story in write_stories(model, tokenizer, requests)}
-            for story in stories.values():
-                file.write(json.dumps({"text": story.text, "whole": story.finish_reason == "eos"}) + "\n")
-            file.flush()
 
 
 def packs_documents(model: TinyStoryForCausalLM) -> bool:
@@ -330,36 +311,6 @@ class Trainer:
         return nats / math.log(2) / sum(len(text.encode()) for text in self.texts[:count])
 
 
-def start_writers(config: FlagshipConfig, texts: list[str]) -> list[tuple[multiprocessing.process.BaseProcess, Path]]:
-    """Processes that write stories with the first words of some, and where."""
-    started: list[tuple[multiprocessing.process.BaseProcess, Path]] = []
-    for number in range(config.writers):
-        starts = [" ".join(text.split()[: 1 + i % 4]) for i, text in enumerate(texts[number :: config.writers])]
-        path = Path(config.output_dir) / f"written_{number}.jsonl"
-        path.unlink(missing_ok=True)  # an earlier run's would be read for this one's if the writer dies
-        arguments = (config.init_from, starts, path, number * 10**6, 10)
-        process = multiprocessing.get_context("spawn").Process(target=write_until_stopped, args=arguments, daemon=True)
-        process.start()
-        started.append((process, path))
-    return started
-
-
-def stop_writers(started: list[tuple[multiprocessing.process.BaseProcess, Path]], log: Log) -> list[str]:
-    """The whole stories that were written. None is `started` any more then, so that a second call does nothing; of a
-    writer that had failed the log tells."""
-    stories = []
-    while started:
-        process, path = started.pop(0)
-        if process.exitcode:
-            log.write(failed_writer=path.name, exit_code=process.exitcode)
-        process.kill()
-        process.join()
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            with suppress(json.JSONDecodeError):  # the last one may be cut
-                stories.append(json.loads(line))
-    return [story["text"] for story in stories if story["whole"]]
-
-
 @one_line_errors
 def main() -> None:
     """Train the teachers, then the student."""
@@ -389,7 +340,7 @@ def main() -> None:
         wishes_share=run.wishes_share, whole_stories=run.whole_stories, closings_share=run.closings_share,
     )  # fmt: skip
     packer.prepare()  # before the GPU is touched, which processes that are forked later could not bear
-    writers = start_writers(config, packer.texts)
+    writers = Writers(config.writers, config.init_from, packer.texts, output_dir)
     try:
         trainer = Trainer(output_dir, run.mixed_precision, tokenizer, packer, log)
         trainer.validate_on(list(validation["text"]))
@@ -402,14 +353,14 @@ def main() -> None:
             trainer.train(f"teacher {number}", teachers[-1], run, config.teacher_minutes)
             teachers[-1].eval().requires_grad_(False)
             log.write(run=f"mean of {len(teachers)}", bits_per_byte=trainer.score(teachers))
-        written = stop_writers(writers, log)
+        written = writers.stop(log.write)
         student = trainer.build(student_run)
         log.write(run="student", written=len(written), bits_per_byte=trainer.score([student]))
         trainer.train("student", student, student_run, config.student_minutes, teachers, written)
         save_released(student.cpu(), tokenizer, output_dir / "model")
         log.write(saved=str(output_dir / "model"))
     finally:
-        stop_writers(writers, log)
+        writers.stop(log.write)
         executor.shutdown(cancel_futures=True)
 
 

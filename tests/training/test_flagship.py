@@ -1,8 +1,6 @@
 """Teachers and their student: what is packed, what is learnt, and that the command makes a model that tells."""
 
 import json
-import multiprocessing
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -16,8 +14,9 @@ from accelerate.state import AcceleratorState
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from tests.conftest import HUB_FOLDER, STORIES_FILE
+from tests.conftest import STORIES_FILE
 from training import flagship
+from training.checkpoint import load_pretrained
 from training.config import TrainingConfig
 from training.data import IGNORED
 from training.flagship import mean_probabilities, summed_nats, taught_nats
@@ -88,6 +87,7 @@ def test_taught_targets_are_the_mix_of_tokens_and_teachers():
     torch.testing.assert_close(summed_nats(hidden, weight, targets), alone)
 
 
+@pytest.mark.slow
 def test_the_command_trains_teachers_and_a_student_that_tells(
     run_command: Callable[..., str], tmp_path: Path, long_stories: Path
 ):
@@ -106,7 +106,7 @@ def test_the_command_trains_teachers_and_a_student_that_tells(
     scores = {line["run"]: line["bits_per_byte"] for line in log if "bits_per_byte" in line and "step" in line}
     untrained = next(line["bits_per_byte"] for line in log if line.get("run") == "student" and "written" in line)
     assert scores.keys() == {"teacher 0", "teacher 1", "student"} and max(scores.values()) < untrained
-    model, tokenizer = flagship.load_pretrained(str(tmp_path / "run" / "model"))
+    model, tokenizer = load_pretrained(str(tmp_path / "run" / "model"))
     assert model.config.hidden_size == 32 and len(tokenizer) == model.config.vocab_size
 
 
@@ -182,29 +182,3 @@ def test_too_many_documents_are_refused_where_attention_has_no_room(
             refused()
     assert trainer.usable_attention("packed_documents", run) == "sdpa"
     assert "might hold" in (tmp_path / "log.jsonl").read_text()
-
-
-def test_a_writer_that_failed_is_told_of_and_leaves_nothing_of_an_earlier_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(flagship, "write_until_stopped", time.sleep)  # which takes no such arguments
-    config = flagship.FlagshipConfig(str(tmp_path), ["x.txt"], "y.txt", init_from="-", writers=1)
-    (tmp_path / "written_0.jsonl").write_text(json.dumps({"text": "Of old.", "whole": True}) + "\n")
-    writers, log = flagship.start_writers(config, ["She ran."]), flagship.Log(tmp_path / "log.jsonl")
-    writers[0][0].join()
-    assert flagship.stop_writers(writers, log) == flagship.stop_writers(writers, log) == []
-    (line,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
-    assert (line["failed_writer"], line["exit_code"]) == ("written_0.jsonl", 1)
-
-
-def test_of_what_writers_wrote_whole_stories_count(tmp_path: Path):
-    path = tmp_path / "written.jsonl"
-    flagship.write_until_stopped(str(HUB_FOLDER), ["Once upon a time", "The", "She", "One day"], path, seed=0)
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 4 and all(json.loads(line)["text"] for line in lines)
-    path.write_text("\n".join([*lines, json.dumps({"text": "Once", "whole": False}), lines[0][:40]]))
-    process = multiprocessing.Process(target=time.sleep, args=(60,))
-    process.start()
-    written = flagship.stop_writers([(process, path)], flagship.Log(tmp_path / "log.jsonl"))
-    assert written == [json.loads(line)["text"] for line in lines if json.loads(line)["whole"]]
-    assert written and not process.is_alive() and not (tmp_path / "log.jsonl").read_text()
