@@ -201,3 +201,17 @@ def refuse_other_config(saved: dict[str, Any], config: TrainingConfig) -> None:
         raise ValueError(
             f"{config.output_dir} holds a run with another configuration ({changes}); use a new output_dir"
         )
+
+
+def refuse_other_stories(saved: dict[str, str], now: dict[str, str], output_dir: str) -> None:
+    """Raise ValueError where a run is resumed on other stories than it was begun with, under the same names.
+
+    Args:
+        saved: fingerprints of the stories to train on and to score; a run older than they are has none.
+    """
+    for name, found in now.items():
+        if saved.get(name, found) != found:
+            raise ValueError(
+                f"{output_dir} holds a run that began with other {name}: the files have changed since; "
+                "put those back, or use a new output_dir"
+            )

@@ -14,7 +14,7 @@ import os
 import re
 import reprlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import fsspec
@@ -375,8 +375,13 @@ def _normalise_batch(batch: dict[str, list]) -> dict[str, list]:
 
 
 def digest(text: str) -> bytes:
-    """A story's fingerprint, 16 bytes."""
+    """Of a story, 16 bytes."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """Of some texts in their order."""
+    return hashlib.blake2b(b"".join(map(digest, texts)), digest_size=16).hexdigest()
 
 
 def _without(stories: Dataset, seen: set[bytes]) -> Dataset:

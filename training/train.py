@@ -42,13 +42,13 @@ from training.checkpoint import (
     whole_model,
 )
 from training.cli import one_line_errors, refused
-from training.config import TrainingConfig, parse_config, refuse_other_config, refuse_unknown
+from training.config import TrainingConfig, parse_config, refuse_other_config, refuse_other_stories, refuse_unknown
 from training.data import IGNORED, TrainingRows
 from training.distillation import Teachers, load_teachers
 from training.optimizer import bf16_is_fast, build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import Metrics
 from training.scoring import score_stories
-from training.sources import hold_out, load_stories, training_stories
+from training.sources import fingerprint, hold_out, load_stories, training_stories
 from training.streaming import StreamedRows
 
 SAMPLE_WISHES = (("Once upon a time", "</sos>"), ("The dragon", "home"), ("One day, a girl named Lily", "friends"))
@@ -292,8 +292,12 @@ def main() -> None:
     step, tokens_seen, seconds = 0, 0, 0.0
     checkpoint = None if config.dry_run else latest_checkpoint(run_dir / "checkpoints")
     state = load_state(checkpoint) if checkpoint else None
+    fingerprints = {"validation stories": fingerprint(validation_texts)}
+    if isinstance(rows, TrainingRows):
+        fingerprints["training stories"] = fingerprint(rows.stories["text"])
     if state is not None:
         refuse_other_config(state["config"], config)
+        refuse_other_stories(state.get("fingerprints", {}), fingerprints, config.output_dir)
         model.load_state_dict(TinyStoryForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).state_dict())
         step, tokens_seen, seconds = state["step"], state["tokens_seen"], state["seconds"]
         accelerator.print(f"going on from {checkpoint}")
@@ -380,6 +384,7 @@ def main() -> None:
             whole = whole_model(accelerator, model)
             state = {
                 "step": step, "tokens_seen": tokens_seen, "seconds": seconds, "config": asdict(config),
+                "fingerprints": fingerprints,
                 "rng": gather_object([torch.get_rng_state()]), "optimizers": optimizer_states(model, optimizers),
                 "streams": gather_object([rows.state_dict()]) if isinstance(rows, StreamedRows) else [],
             }  # fmt: skip

@@ -1,5 +1,6 @@
 """The training program as users run it: it learns, resumes, runs on two processes, and refuses nonsense."""
 
+import hashlib
 import io
 import json
 import os
@@ -141,6 +142,29 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(straight: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert (run_dir / "metrics.jsonl").read_text() == "".join(lines)
     assert (run_dir / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("changed", ["training", "validation"])
+def test_a_run_does_not_go_on_with_other_stories_under_the_same_name(
+    straight: Path, tmp_path: Path, validation: Path, changed: str
+):
+    run_dir = tmp_path / straight.name
+    shutil.copytree(straight, run_dir)
+    files = {"training": tmp_path / STORIES_FILE.name, "validation": tmp_path / validation.name}
+    for file, source in zip(files.values(), (STORIES_FILE, validation), strict=True):
+        shutil.copy(source, file)
+    state_file = latest_checkpoint(run_dir / "checkpoints") / "training_state.pt"
+    state = torch.load(state_file)
+    names = {"dataset": [str(files["training"])], "validation_dataset": str(files["validation"])}
+    torch.save(state | {"config": state["config"] | names}, state_file)
+    sums = json.loads((state_file.parent / "checksums.json").read_text())
+    sums[state_file.name] = hashlib.sha256(state_file.read_bytes()).hexdigest()
+    (state_file.parent / "checksums.json").write_text(json.dumps(sums))
+    assert train_here(run_dir, **names | {"dataset": files["training"]}).returncode == 0
+    with files[changed].open("a") as file:
+        file.write(json.dumps({"text": "A fox sat in the box. It was glad."}) + "\n")
+    done = train_here(run_dir, **names | {"dataset": files["training"]})
+    assert done.returncode == 2 and f"began with other {changed} stories" in done.stderr
 
 
 @pytest.fixture(scope="module")
