@@ -53,9 +53,10 @@ RECIPES = {"classic": TINY, "modern": TINY | MODERN}
 # The files that take longest, each some twenty seconds or more: they come first, so that no worker sits over one of
 # them while the others have nothing left to do.
 LONGEST = (
-    "test_train.py", "test_injection.py", "test_copies.py", "test_page.py", "test_guide.py", "test_export.py",
-    "test_publish.py", "test_axe.py", "test_processes.py", "test_style.py", "test_story.py", "test_many.py",
-    "test_page_load.py",
+    "test_train.py", "test_copies.py", "test_injection.py", "test_page.py", "test_export.py", "test_engine.py",
+    "test_story.py", "test_keyboard.py", "test_app.py", "test_axe.py", "test_processes.py", "test_guide.py",
+    "test_drafts.py", "test_layout.py", "test_streaming.py", "test_publish.py", "test_style.py", "test_many.py",
+    "test_vocabulary.py",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the browser's tests share: the page in a server of its own, and a Chromium, one of each for a file."""
+"""What the browser's tests share: the page in a server of its own, one for all, and a Chromium for each file."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, expect
 from tests.browser.serving import TIMEOUT, chromium, serve
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def address() -> Iterator[str]:
     """Served as the Space serves it."""
     with serve("serve.py") as url:

@@ -56,7 +56,7 @@ def fits(page: Page) -> bool:
     ("scheme", "size"),
     [
         ("light", "phone"),
-        ("dark", "desktop"),
+        pytest.param("dark", "desktop", marks=pytest.mark.slow),
         pytest.param("light", "desktop", marks=pytest.mark.slow),
         pytest.param("dark", "phone", marks=pytest.mark.slow),
     ],

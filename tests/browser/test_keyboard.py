@@ -151,6 +151,7 @@ def test_a_reader_without_a_mouse_does_everything(page: Page):
     assert told(page)
 
 
+@pytest.mark.slow
 def test_tab_reaches_all_in_order_seen_and_without_a_trap(page: Page):
     """Before a story, and with one and all that unfolds unfolded; forwards, and backwards the same."""
     for state in ("empty", "unfolded"):

@@ -71,30 +71,37 @@ def unfold(page: Page) -> None:
     page.wait_for_timeout(1500)  # until the charts stand
 
 
-def faults(page: Page) -> dict[int, list[str]]:
+def faults(page: Page, widths: tuple[int, ...]) -> dict[int, list[str]]:
     """At each width, as far as there are any. Until the icons' font is there, their names stand in their places."""
     page.evaluate("document.fonts.ready.then(() => null)")
     found = {}
-    for width in WIDTHS:
+    for width in widths:
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(400)  # until the page has settled
         found[width] = page.evaluate(FAULTS, SMALLEST)
     return {width: wrong for width, wrong in found.items() if wrong}
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
-def test_every_width_shows_all(address: str, browser: Browser, scheme: str):
+@pytest.mark.parametrize(
+    ("scheme", "widths"),
+    [
+        ("light", WIDTHS[:1]),
+        pytest.param("light", WIDTHS[1:], marks=pytest.mark.slow),
+        pytest.param("dark", WIDTHS, marks=pytest.mark.slow),
+    ],
+)
+def test_every_width_shows_all(address: str, browser: Browser, scheme: str, widths: tuple[int, ...]):
     page = visit(browser, address, color_scheme=scheme, reduced_motion="reduce")
     page.get_by_text("Your shelf: 0 stories").wait_for()
-    found = {"empty": faults(page)}
+    found = {"empty": faults(page, widths)}
     ask(page, "She", "...")
     page.get_by_role("alert").wait_for()
-    found["message"] = faults(page)
+    found["message"] = faults(page, widths)
     ask(page, "The little dragon", "home")
     expect(page.get_by_text("It ends on your word.")).to_be_visible()
-    found["story"] = faults(page)
+    found["story"] = faults(page, widths)
     unfold(page)
-    found["unfolded"] = faults(page)
+    found["unfolded"] = faults(page, widths)
     page.context.close()
     assert not any(found.values()), found
 
@@ -111,7 +118,7 @@ def test_the_faults_are_found(browser: Browser):
         assert sign in found
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_paper_shows_the_story_and_the_pages_name(address: str, browser: Browser, scheme: str):
     page = visit(browser, address, color_scheme=scheme, reduced_motion="reduce")
     ask(page, "The little dragon", "home")

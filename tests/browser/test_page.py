@@ -69,11 +69,13 @@ def test_the_story_is_revealed_word_by_word_unless_motion_is_unwanted(address: s
     look = "[...document.querySelectorAll('.word')].map(word => getComputedStyle(word).animationName)"
     for motion, name in (("no-preference", "appear"), ("reduce", "none")):
         page = visit(browser, address, reduced_motion=motion)
+        page.clock.install()
         page.evaluate("""(look) => new MutationObserver(() => {
             if (!window.looks && document.querySelector('.word')) window.looks = eval(look)
         }).observe(document.body, {subtree: true, childList: true})""", look)  # fmt: skip
         told(page, "Once upon a time", "friends")
         assert set(page.evaluate("window.looks")) == {name}
+        page.clock.fast_forward("01:00")
         page.wait_for_function("!document.querySelector('.revealing')")
         assert set(page.evaluate(look)) == {"none"}
         page.context.close()

@@ -2,9 +2,12 @@
 
 import asyncio
 
+import pytest
+
 from benchmarks.page_load import broken, page, visit
 
 
+@pytest.mark.slow
 def test_a_few_readers_each_get_their_own_story():
     with page() as (address, server):
         report = asyncio.run(visit(address, server, readers=3, seconds=8, pause=1, leave=0.3))

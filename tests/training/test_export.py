@@ -165,6 +165,7 @@ def ask(url: str, body: dict, server: subprocess.Popen) -> dict:
             time.sleep(0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_onnx_runtime_tells_the_same(recipe: str, tokenizer, tmp_path: Path):
     """With two layers, for exporting takes seconds a layer."""
