@@ -362,7 +362,7 @@ void forward(const Model *m, float *cache, int capacity, const int32_t *cache_ro
             linear(&layer->qkv, input, tokens, qkv, 0);
             #pragma omp for schedule(static)
             for (int i = 0; i < rows * m->kv_heads; i++) {
-                int row = i / m->kv_heads, kv_head = i % m->kv_heads;
+                int row = i % rows, kv_head = i / rows;  /* what forks share is read once for a head */
                 size_t size = (size_t)capacity * m->head_dim, base_size = (size_t)base_capacity * m->head_dim;
                 size_t before = (layer - m->layers) * 2 * m->kv_heads + kv_head;  /* heads of the row before this one */
                 float *keys = cache + (cache_rows[row] * heads_cached + before) * size;
