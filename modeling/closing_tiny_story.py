@@ -165,8 +165,10 @@ def _closing(
     if best.tokens:
         return best
     # No closing fits, which is rare: the bare words, dearer than any.
-    nats = _reread([tuple(ends[0])], target.final, reader, logits, vocabulary)[0]
-    return _Best(SAID_COST + HOPELESS + float(nats.sum()), ends[0], float(nats.sum()))
+    bare = _Closing(ends[0], texts[0], capitals[0])
+    _begin_well(bare, target, story, vocabulary)
+    nats = _reread([tuple(bare.tokens)], target.final, reader, logits, vocabulary)[0]
+    return _Best(SAID_COST + HOPELESS + float(nats.sum()), bare.tokens, float(nats.sum()))
 
 
 def ending_cost(story: Story, decoder: Decoder, vocabulary: Vocabulary) -> float:
@@ -281,6 +283,23 @@ def _grow(
             cost, length = min(closing.places)
             closing.lead, closing.costs = closing.lead[:length], [*closing.costs[:length], cost]
             closing.text = vocabulary.decode(closing.tokens)
+            _begin_well(closing, target, story, vocabulary)
+
+
+def _begin_well(closing: _Closing, target: Target, story: Story, vocabulary: Vocabulary) -> None:
+    """Give a closing that follows a sentence its capital, and take its blank where the text ends on one."""
+    text = closing.text.lstrip() if story.text[-1:].isspace() else closing.text
+    first = len(text) - len(text.lstrip(" \n" + PUNCTUATION))
+    if closes_sentence(story.text) and text[first : first + 1].islower():
+        capital = text[:first] + text[first].upper() + text[first + 1 :]
+        if closing.lead or keeps_capitals(capital, target.words):  # an iPhone stays one
+            text = capital
+    if text != closing.text:
+        tokens, num_end = vocabulary.encode(text), len(closing.end)
+        if tokens[-num_end:] != closing.end:
+            num_end = len(tokens)
+        closing.text, closing.end = text, tokens[len(tokens) - num_end :]
+        closing.lead = tokens[: len(tokens) - num_end][::-1]
 
 
 def _may_begin(closing: str, text: str) -> bool:

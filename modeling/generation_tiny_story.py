@@ -86,11 +86,17 @@ def write_stories(
 
     Raises:
         ValueError: a start or an ending does not fit into the model's context; the tokenizer lacks the tokens that a
-            story begins and ends with; the model's weights are no numbers any more, as after a training that failed.
+            story begins and ends with, or has more tokens than the model; the model's weights are no numbers any more,
+            as after a training that failed.
     """
     for name in ("bos_token", "eos_token"):
         if getattr(tokenizer, name) is None:
             raise ValueError(f"the tokenizer has no {name}, which a story needs; load it from the model's own folder")
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}; say "
+            f"model.resize_token_embeddings({len(tokenizer)}), and train it on the new ones"
+        )
     vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
     unknown = slice(len(tokenizer), None)  # logits that stand for no token
     decoder = open_decoder(model, precision)
@@ -119,7 +125,7 @@ def write_stories(
         finished = []
         for row, index in enumerate(rows):
             story = stories[index]
-            _advance(story, decoder, logits[row], vocabulary, full=len(story.ids) >= limits[index], close=close)
+            _advance(story, decoder, logits[row], vocabulary, limits[index] - len(story.ids), close)
             if story.finish_reason:
                 finished.append(row)
             yield index, story.give() if drafts == 1 or story.finish_reason else "", story
@@ -194,17 +200,17 @@ def plan(request: StoryRequest, vocabulary: Vocabulary, config: PreTrainedConfig
 
 
 def _advance(
-    story: Story, decoder: Decoder, logits: np.ndarray, vocabulary: Vocabulary, full: bool, close: bool
+    story: Story, decoder: Decoder, logits: np.ndarray, vocabulary: Vocabulary, room: int, close: bool
 ) -> None:
     """Write one more token, or finish the story.
 
     Args:
         logits: (vocab,) of the story's next token.
-        full: the limit of `plan` is reached.
+        room: tokens until the limit of `plan`.
     """
     if not story.pending:
         token = _draw(story, logits, vocabulary)
-        step = _judge(story, token, logits, vocabulary, full)
+        step = _judge(story, token, logits, vocabulary, room)
         if isinstance(step, str):
             story.finish_reason = step
             return
@@ -305,19 +311,20 @@ def _may_plant(story: Story, vocabulary: Vocabulary) -> bool:
     return not story.learner and not (_is_rare(vocabulary.word_ids(ending)) and includes(story.text, ending))
 
 
-def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary, full: bool) -> str | Target | None:
+def _judge(story: Story, token: int, logits: np.ndarray, vocabulary: Vocabulary, room: int) -> str | Target | None:
     """What to do with the token the model wants next: take it (None), finish before it, or bring something in.
 
     Args:
         logits: (vocab,) that the token was drawn from.
+        room: tokens until the limit of `plan`.
     """
-    request, text = story.request, story.text
+    request, text, full = story.request, story.text, room <= 0
     if story.half:
         return None  # in the middle of a character
     if vocabulary.joins[token] and not text[-1:].isspace() and not full:
         return None  # in the middle of a word
     planned = bool(request.planned_end)
-    stops, left = token == vocabulary.eos, story.words_left
+    stops, left = token == vocabulary.eos, min(story.words_left, int(room / TOKENS_PER_WORD))
     closed = closes_sentence(text) and not text.endswith(TITLES)
     if closed and _closes_soon(story):
         stops = stops or log_softmax(logits)[vocabulary.eos] >= np.log(HINT)

@@ -320,7 +320,7 @@ class TinyStoryModel(TinyStoryPreTrainedModel):
         else:
             hidden_states = self.positional_encoding(hidden_states, position_ids)
         hidden_states = self.dropout(hidden_states)
-        for layer in self.decoder_layers:
+        for layer in self.decoder_layers[: self.config.num_hidden_layers]:  # fewer while `generate` exits early
             hidden_states = layer(
                 hidden_states,
                 attention_mask=causal_mask,

@@ -20,6 +20,12 @@ GREEDY = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0, "eos_toke
 CLOSE = {"atol": 1e-3, "rtol": 1e-4}
 
 
+def test_an_early_exit_drafts_for_the_whole_model(tiny_model):
+    early = tiny_model.generate(IDS[:1], assistant_early_exit=2, **GREEDY)
+    assert early.tolist() == tiny_model.generate(IDS[:1], **GREEDY).tolist()
+    assert tiny_model.config.num_hidden_layers == 3
+
+
 def test_static_cache_equals_dynamic(tiny_model):
     static = tiny_model.generate(IDS, cache_implementation="static", disable_compile=True, **GREEDY)
     assert static.tolist() == tiny_model.generate(IDS, **GREEDY).tolist()

@@ -1,5 +1,6 @@
 """Closings are written backwards and read forwards: what the search says of them is what the model says of them."""
 
+import re
 from random import Random
 
 import numpy as np
@@ -240,7 +241,7 @@ def test_late_in_a_story_a_hint_of_an_end_is_enough(vocabulary, probability, sta
     (drawn,) = vocabulary.encode(" It")
     logits = np.full(len(vocabulary.pieces), -np.inf, dtype=np.float32)
     logits[[drawn, vocabulary.eos]] = np.log([1 - probability, probability])
-    step = _judge(story, drawn, logits, vocabulary, full=False)
+    step = _judge(story, drawn, logits, vocabulary, room=1000)
     assert step == (Target("moon", final=True) if closes else None)
 
 
@@ -275,7 +276,7 @@ def test_no_sentence_ends_on_a_title(vocabulary):
         (drawn,) = vocabulary.encode(" The")
         logits = np.full(len(vocabulary.pieces), -np.inf, dtype=np.float32)
         logits[drawn] = 0.0
-        step = _judge(story, drawn, logits, vocabulary, full=False)
+        step = _judge(story, drawn, logits, vocabulary, room=1000)
         assert (isinstance(step, Target) and step.prepares) == prepares and (prepares or step is None)
 
 
@@ -299,3 +300,26 @@ def test_late_in_a_story_with_an_ending_draws_are_colder(vocabulary, words, end,
 
     warm, colder = draws(None, 0.8), draws(None, 0.8 * COOLING)
     assert warm != colder and draws(end, 0.8) == (colder if cold else warm)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "max_words", "seed"),
+    [("Once upon a time", "home", 40, 30), ("Once upon a time", "mom", 40, 15873), ("She went.", "home", 6, 0)],
+)
+def test_a_closing_that_had_to_begin_small_gets_its_capital(tell, start: str, end: str, max_words: int, seed: int):
+    story = tell(start, end=end, max_words=max_words, seed=seed)["story"]
+    assert not re.search(r'[.!?]"?\s+"?[a-z]', story) and len(story.split()) <= max_words
+
+
+def test_a_new_line_is_followed_by_no_blank(trained_model, vocabulary):
+    story, decoder = a_story(vocabulary, TEXT + "\n", end="The End"), open_decoder(trained_model)
+    with torch.inference_mode():
+        tokens = bring_in(Target("The End", final=True), story, decoder, vocabulary)
+    assert not vocabulary.decode(tokens)[0].isspace()
+
+
+def test_near_the_contexts_end_each_word_has_a_sentence_of_its_own(tell):
+    start, words = "Lily went to. " * 160, ["zebra", "tree", "umbrella"]
+    told = tell(start, end="home", include=words, max_words=5000, seed=1)["story"][len(start) :]
+    assert told.rstrip('."!?').endswith("home") and all(word in told for word in words)
+    assert len(re.findall(r"[.!?]", told)) >= len(words)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Pipeline
+from transformers import AutoTokenizer, Pipeline, pipeline
 
 from modeling.control_tiny_story import ENDING, INCLUDE, SPECIAL_TOKENS
 from modeling.generation_tiny_story import plan
 from modeling.request_tiny_story import PUNCTUATION, StoryRequest, ends_with, keeps_capitals, open_quote, quotes_after
 from modeling.story_tiny_story import Vocabulary, vocabulary_of
+from tests.conftest import HUB_FOLDER
 
 HALVES = [character.encode()[:length] for character in "é’旽🐸" for length in range(len(character.encode()))]
 
@@ -158,3 +159,11 @@ def test_the_mask_of_misquotes_is_what_the_rule_says_of_each_piece(tokenizer, te
 )
 def test_where_quotation_marks_can_stand(text: str, more: str, is_open: bool | None):
     assert quotes_after(text, more) is is_open
+
+
+def test_a_tokenizer_that_outgrew_the_model_is_refused(trained_model):
+    tokenizer = AutoTokenizer.from_pretrained(HUB_FOLDER)
+    tokenizer.add_tokens(["zorgle"])
+    tell = pipeline("story-generation", model=trained_model, tokenizer=tokenizer, trust_remote_code=True)
+    with pytest.raises(ValueError, match=r"5001 tokens, the model 5000; say model\.resize_token_embeddings\(5001\)"):
+        tell("The zorgle")
