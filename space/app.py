@@ -233,6 +233,8 @@ def show_inside(desk: Desk, engine: Engine, tale: Tale) -> None:
         page.notice(details)
     elif details:
         look_inside(tale, details)
+    else:
+        page.notice("Another version of the model told this story: how it came about can no longer be shown.")
 
 
 def show_shelf(desk: Desk) -> None:
@@ -264,7 +266,13 @@ def open_shelf(desk: Desk) -> None:
     desk.shelf_problem = None
     if opened := st.session_state["shelf_file"]:
         try:
-            desk.shelf.add_saved(shelf.from_file(opened.getvalue()))
+            saved = shelf.from_file(opened.getvalue())
+            desk.shelf.add_saved(saved)
+            if missing := len({tale.key for tale in saved} - desk.shelf.tales.keys()):
+                desk.shelf_problem = (
+                    f"{missing} of its stories found no room: the shelf keeps the latest {shelf.MOST}. Take some off, "
+                    "and open the file again."
+                )
         except TaleError as problem:
             desk.shelf_problem = f"This file could not be opened: {problem}."
 

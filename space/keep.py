@@ -73,9 +73,8 @@ def as_pdf(tale: Tale) -> bytes:
     pdf.add_font("Serif", fname=REGULAR)
     pdf.add_font("Serif", "B", fname=BOLD)
     pdf.set_margins(20, 22)
+    pdf.set_page_background(PAPER)
     pdf.add_page()
-    pdf.set_fill_color(*PAPER)
-    pdf.rect(0, 0, pdf.w, pdf.h, style="F")
     initial, parts = _initial(tale)
     pdf.set_text_color(*ACCENT)
     pdf.set_font("Serif", "B", 30)
@@ -87,6 +86,7 @@ def as_pdf(tale: Tale) -> bytes:
             pdf.set_x(pdf.l_margin + 7)
         pdf.write(7.4, part)
         pdf.ln(7.4)
+    pdf.set_auto_page_break(False)  # the line at the foot stands below where a page breaks
     pdf.set_y(-24)
     pdf.set_font_size(8.5)
     pdf.set_text_color(*ACCENT)

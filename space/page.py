@@ -1,5 +1,6 @@
 """How the page looks: its cover, its type, the book a story is set in, and what it says when something is amiss."""
 
+import re
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from urllib.parse import quote
 import streamlit as st
 from tale import Tale, sentences
 
+STRAIGHT = str.maketrans("“”‘’", "\"\"''")
 WEB = Path(__file__).with_name("web")
 ENDINGS = {
     "ending": "It ends on your word.",
@@ -100,10 +102,10 @@ def paragraphs(tale: Tale) -> list[list[dict[str, Any]]]:
 
 
 def ending_place(text: str, end: str) -> tuple[int, int] | None:
-    """Where the asked-for ending stands, without its punctuation."""
-    bare = end.rstrip(".!?\"'”’")
-    at = text.lower().rfind(bare.lower())
-    return (at, at + len(bare)) if bare and at >= 0 else None
+    """Where the asked-for ending stands, without its punctuation and quotes; curly ones are straight in a story."""
+    bare = end.translate(STRAIGHT).strip(".!?\"' ")
+    found = list(re.finditer(re.escape(bare), text.translate(STRAIGHT), re.IGNORECASE))
+    return found[-1].span() if bare and found else None
 
 
 def facts(tale: Tale) -> None:

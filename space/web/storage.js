@@ -6,10 +6,12 @@ const MOST = 60
 export default function (component) {
   const { data, parentElement, setStateValue } = component
   let stored = [], usable = true
+  let kept = null
+  try { kept = localStorage.getItem(KEY) } catch { usable = false }
   try {
-    const found = JSON.parse(localStorage.getItem(KEY) ?? "[]")
+    const found = JSON.parse(kept ?? "[]")
     if (Array.isArray(found)) stored = found
-  } catch { usable = false }
+  } catch {}  // damaged: it is written anew
   const tales = new Map()
   for (const tale of [...stored, ...data.shelf]) {
     if (typeof tale?.text !== "string" || typeof tale.told !== "string") continue

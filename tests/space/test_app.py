@@ -160,6 +160,13 @@ def test_a_look_inside_waits_in_line_and_says_what_is_in_its_way(
     assert desk(page).known[tale.key]["words"] and page.get("vega_lite_chart")
 
 
+def test_a_story_the_model_tells_otherwise_now_cannot_be_looked_into():
+    page = ask(open_page(), "The little fox", "home", seed="3")
+    desk(page).known[desk(page).tale.key] = {}
+    page.toggle(key="inside").set_value(True).run()
+    assert "Another version of the model told this story" in " ".join(e.proto.body for e in page.get("html"))
+
+
 def test_a_long_line_makes_for_fewer_drafts(monkeypatch: pytest.MonkeyPatch):
     page = open_page()
     import engine  # the page has put its folder on the path

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "space"))
+from page import ending_place
 from share import from_link, to_link
 from shelf import MOST, Shelf, from_file, to_file
 from tale import Step, Tale, TaleError, checksum, parse_tale, sentences
@@ -164,3 +165,17 @@ def test_the_latest_tales_stay_whichever_way_they_came():
     assert [tale.text for tale in shelf.tales.values()] == [*(f"Tale {number}." for number in range(1, MOST)), "Later."]
     shelf.add(replace(TALE, text="Tale 1.", told="2026-11-28"))
     assert shelf.latest_first()[0].text == "Tale 1." and len(shelf.tales) == MOST  # told again, it is a new one
+
+
+@pytest.mark.parametrize(
+    ("text", "end", "marked"),
+    [
+        ("He ate ice cream.", "“ice cream”", "ice cream"),
+        ("Home at last, they went HOME!", "home", "HOME"),
+        ("İstanbul was big and happy.", "happy", "happy"),
+        ("It’s Tom's home.", "Tom’s home", "Tom's home"),
+    ],
+)
+def test_the_ending_is_marked_where_it_stands(text: str, end: str, marked: str):
+    place = ending_place(text, end)
+    assert place and text[slice(*place)] == marked and text[place[1] :].strip(".!") == ""
