@@ -4,6 +4,7 @@ A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->` (in the card
 `# end NAME`); everything between is replaced. tests/test_docs.py fails where a part differs from the results.
 """
 
+import argparse
 import json
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ import yaml
 
 from benchmarks.comparison import PUBLISHED, in_bytes, rows
 from training.biases import table as portraits
+from training.cli import Parser, one_line_errors
 from training.reading import GROUPS, MARKS, YES_OR_NO
 from training.report import read_runs
 from training.suite import RESULTS, interval, read
@@ -174,8 +176,10 @@ def fill(text: str) -> str:
     return text
 
 
+@one_line_errors
 def main() -> None:
     """Write the parts of both pages."""
+    Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for page in PAGES:
         page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
 

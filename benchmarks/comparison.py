@@ -4,6 +4,7 @@ Reads docs/results/*.json (training/suite.py wrote them) and benchmarks/publishe
 and docs/figures/peers.png. A converted figure is marked as such: a loss of another vocabulary, on other stories.
 """
 
+import argparse
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import yaml
 
+from training.cli import Parser, one_line_errors
 from training.suite import RESULTS, interval, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,8 +112,10 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+@one_line_errors
 def main() -> None:
     """Write the page and the figure."""
+    Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = rows(read(), yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")))
     (RESULTS / "README.md").write_text(page(found), encoding="utf-8")
     draw(found, ROOT / "docs/figures/peers.png")

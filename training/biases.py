@@ -16,7 +16,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
-from training.checkpoint import load_pretrained
+from training.checkpoint import load_storyteller
+from training.cli import Parser, one_line_errors, positive
 from training.coherence import MALE, PRONOUN, names_in, sentences
 from training.sources import load_stories
 
@@ -98,18 +99,21 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(head + [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]) + "\n"
 
 
+@one_line_errors
 def main() -> None:
     """Count in the data and in free stories, and write both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", nargs="+", required=True, help="Hub names or .parquet, .jsonl, .txt files")
     parser.add_argument("--model", default="modeling", help="folder or Hub name")
-    parser.add_argument("--count", type=int, default=1000, help="free stories, begun as the data's stories begin")
+    parser.add_argument("--count", type=positive, default=1000, help="free stories, begun as the data's stories begin")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=ROOT / "docs/results")
     arguments = parser.parse_args()
+    if arguments.output.exists() and not arguments.output.is_dir():
+        parser.error(f"--output {arguments.output} is no folder")
     stories = load_stories(arguments.dataset, "train")
     data = [text for text, kind in zip(stories["text"], stories["kind"], strict=True) if kind == "story"]
-    model, tokenizer = load_pretrained(arguments.model)
+    model, tokenizer = load_storyteller(arguments.model)
     tell = StoryGenerationPipeline(model=model, tokenizer=tokenizer)
     step = max(1, len(data) // arguments.count)
     starts = [" ".join(text.split()[:2]) for text in data[::step]][: arguments.count]  # two words hold no name

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from training.cli import refused
 
@@ -40,12 +41,32 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     `modeling/classic`, is read as a subfolder of the one above it.
 
     Raises:
-        ValueError: there is none of that name, or it cannot be read.
+        ValueError: there is none of that name, it cannot be read, or its tokenizer is missing or another model's.
     """
     name, options = _root(name)
     with refused(f"model {name}"):
         model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, dtype=torch.float32, **options)
-        return model.eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one up
+        raise ValueError(f"model {name}: there is no tokenizer beside it")
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise ValueError(
+            f"model {name}: its tokenizer has {len(tokenizer)} tokens, "
+            f"the model {model.get_input_embeddings().num_embeddings}"
+        )
+    return model.eval(), tokenizer
+
+
+def load_storyteller(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`load_pretrained` of a model of this project.
+
+    Raises:
+        ValueError: as there, or it is another kind of model.
+    """
+    model, tokenizer = load_pretrained(name)
+    if model.config.model_type != TinyStoryConfig.model_type:
+        raise ValueError(f"model {name} is a {type(model).__name__}, expected a TinyStoryForCausalLM")
+    return model, tokenizer
 
 
 def _root(name: str) -> tuple[str, dict[str, str]]:

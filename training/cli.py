@@ -5,6 +5,7 @@ and what the system refuses (a file that is not there, a full disk). Anything el
 its traceback.
 """
 
+import argparse
 import os
 import sys
 import traceback
@@ -30,6 +31,14 @@ class Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what `one_line_errors` prints."""
         raise ValueError(message)
+
+
+def positive(typed: str) -> int:
+    """A whole number above 0, as a type of `argparse`."""
+    number = int(typed)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {typed}")
+    return number
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from transformers import Pipeline
 
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
-from training.checkpoint import load_pretrained
-from training.cli import Parser, one_line_errors
+from training.checkpoint import load_pretrained, load_storyteller
+from training.cli import Parser, one_line_errors, positive
 from training.endings import (
     BANDS,
     Judge,
@@ -36,7 +36,16 @@ from training.endings import (
     tell_pairs,
 )
 from training.memorisation import WINDOW, recited_share
-from training.reading import agreement, counts, load_grades, refuse_used, tally, write_pair_sheets, write_sheets
+from training.reading import (
+    agreement,
+    counts,
+    load_grades,
+    load_key,
+    refuse_used,
+    tally,
+    write_pair_sheets,
+    write_sheets,
+)
 from training.report import draw_endings
 from training.scoring import score_stories
 from training.sources import hold_out, load_stories, normalise_story, without_stories
@@ -198,7 +207,10 @@ def read_make(arguments: argparse.Namespace) -> None:
 
 def read_tally(arguments: argparse.Namespace) -> None:
     """The grades of one or more readings, by writer and band, and how far the first two agree."""
-    key = json.loads(Path(arguments.key).read_text())
+    key = load_key(Path(arguments.key))
+    for path in [arguments.key, *(path for paths in arguments.grades for path in paths)]:
+        if arguments.output and Path(arguments.output).resolve() == Path(path).resolve():
+            raise ValueError(f"--output {arguments.output} is read here, and would be lost; name another file")
     readings = [load_grades([Path(path) for path in paths], key) for paths in arguments.grades]
     for number, grades in enumerate(readings, start=1):
         print(f"Reading {number}\n\n{tally(key, grades)}")
@@ -212,10 +224,10 @@ def read_tally(arguments: argparse.Namespace) -> None:
 def surprise(arguments: argparse.Namespace) -> None:
     """What the judges see of nonsense made on purpose, what they say of each writer's stories, and, where grades are
     given, whether readers say so too."""
+    key = load_key(Path(arguments.key), kind="stories") if arguments.key else {}
     judges = Judges.load(arguments.judges)
     validation, training = load_texts(arguments)
-    if arguments.key:
-        key = json.loads(Path(arguments.key).read_text())
+    if key:
         fields = ("writer", "band", "text")
         stories = [WrittenStory(*(entry[name] for name in fields)) for entry in key["entries"]]
     else:
@@ -272,33 +284,35 @@ def parse_arguments() -> argparse.Namespace:
     command("bits", "bits per byte of a data set's stories", model=True, texts=1)
     one = command("endings", "whether stories end as asked, and at what price", model=True, texts=2)
     one.add_argument("--judge", default="modeling/classic", help="another model, that endings are judged by")
-    one.add_argument("--count", type=int, default=100, help="pairs of each band")
-    one.add_argument("--max_words", type=int, default=150, help="longest length")
+    one.add_argument("--count", type=positive, default=100, help="pairs of each band")
+    one.add_argument("--max_words", type=positive, default=150, help="longest length")
     one.add_argument("--output", default="runs/endings", help="folder for the figures")
     one = command("recited", "how much of free stories stands in the training stories", model=True, texts=2)
-    one.add_argument("--count", type=int, default=200, help="stories")
+    one.add_argument("--count", type=positive, default=200, help="stories")
     one = command("stories", "one story for each seed", model=True)
-    one.add_argument("--count", type=int, default=10, help="stories")
+    one.add_argument("--count", type=positive, default=10, help="stories")
     one = command("surprise", "how surprising last sentences are to a judge that is not the writer", texts=2)
     one.add_argument("--judges", nargs="+", default=["modeling/classic"], help="checkpoints, averaged in probability")
     one.add_argument("--writers", default="training/configs/reading.yaml", help="who tells the stories")
     one.add_argument("--key", help="instead of writers: the key of a reading, whose stories are measured")
     one.add_argument("--grades", nargs="+", action="append", help="with a key: one reading's grades; may be repeated")
-    one.add_argument("--count", type=int, default=400, help="real stories that say what is surprising")
-    one.add_argument("--max_words", type=int, default=150, help="longest length")
+    one.add_argument("--count", type=positive, default=400, help="real stories that say what is surprising")
+    one.add_argument("--max_words", type=positive, default=150, help="longest length")
     reading = commands.add_parser("read", help="sheets for blind readers, and the tally of their grades")
     parts = reading.add_subparsers(dest="part", required=True)
     one = command("make", "write the sheets", texts=2, parent=parts)
     one.add_argument("--writers", default="training/configs/reading.yaml", help="who tells the stories")
     one.add_argument("--pairs", action="store_true", help="two writers side by side: which story is preferred?")
     one.add_argument("--real", type=int, default=30, help="real stories among them")
-    one.add_argument("--max_words", type=int, default=150, help="longest length, of real stories too")
+    one.add_argument("--max_words", type=positive, default=150, help="longest length, of real stories too")
     one.add_argument("--output", default="runs/reading", help="folder for the sheets")
     one = command("tally", "what the readers' grades say of each writer", parent=parts)
     one.add_argument("--key", default="runs/reading/key/key.json", help="who wrote what")
     one.add_argument("--grades", nargs="+", action="append", required=True, help="one reading's; may be repeated")
     one.add_argument("--output", help="also a JSON file, such as docs/results/reading-*.json, which the card takes up")
     arguments = parser.parse_args()
+    if getattr(arguments, "real", 0) < 0:
+        parser.error(f"--real must be at least 0, got {arguments.real}")
     if arguments.what == "surprise" and arguments.grades and not arguments.key:
         parser.error("--grades needs the --key of the sheet they were given to")
     if getattr(arguments, "validation_share", None) is not None and not 0 < arguments.validation_share < 1:
@@ -322,7 +336,7 @@ def main() -> None:
     elif arguments.what == "surprise":
         surprise(arguments)
     else:
-        model, tokenizer = load_pretrained(arguments.model)
+        model, tokenizer = load_storyteller(arguments.model)
         tell = StoryGenerationPipeline(model=model, tokenizer=tokenizer)
         if arguments.what == "stories":
             stories(tell, arguments.count)

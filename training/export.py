@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from training.checkpoint import load_pretrained
+from training.checkpoint import load_storyteller
 from training.cli import Parser, one_line_errors
 
 # What of the configuration must hold for a model to have the shape of Qwen3.
@@ -188,7 +188,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.directory.exists() and any(arguments.directory.iterdir()):
         parser.error(f"{arguments.directory} is not empty")
-    model, tokenizer = load_pretrained(arguments.model)
+    model, tokenizer = load_storyteller(arguments.model)
     FORMS[arguments.to](model, tokenizer, arguments.directory)
     print(f"{arguments.to}: {arguments.directory}")
 

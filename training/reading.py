@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from training.cli import refused
 from training.endings import BANDS
 from training.intervals import mean_interval, wilson
 from training.writers import WrittenStory, rows
@@ -143,6 +144,21 @@ def _write(folder: Path, texts: list[str], key: dict[str, Any]) -> int:
         (folder / f"sheet-{part}.md").write_text(text, encoding="utf-8")
     (folder / "key" / "key.json").write_text(json.dumps(key, indent=1), encoding="utf-8")
     return len(texts)
+
+
+def load_key(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """What `read make` kept apart: who wrote which story.
+
+    Raises:
+        ValueError: the file is no such key, or one of another kind of sheet.
+    """
+    with refused(f"key {path}"):
+        key = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(key, dict) or "entries" not in key or key.get("kind") not in ("stories", "pairs"):
+        raise ValueError(f"{path} is no key of a reading, expected key/key.json of `read make`")
+    if kind and key["kind"] != kind:
+        raise ValueError(f"{path} is the key of a sheet of {key['kind']}, expected one of {kind}")
+    return key
 
 
 def load_grades(paths: Sequence[Path], key: dict[str, Any]) -> dict[int, Grade]:

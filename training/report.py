@@ -18,6 +18,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from training.cli import Parser, one_line_errors
+
 ROOT = Path(__file__).resolve().parent.parent
 KEPT_RUNS = ROOT / "docs/metrics/runs.jsonl.xz"
 DIGITS = 5  # of a kept float, after the point: a curve shows no more
@@ -213,9 +215,10 @@ def draw_endings(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+@one_line_errors
 def main() -> None:
     """Keep a run, or draw figures from kept runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("add", "draw"))
     parser.add_argument("path", type=Path, nargs="?", help="add: a metrics.jsonl; draw: one figure instead of all")
     parser.add_argument("--name", help="add: what the run is called")
@@ -230,11 +233,13 @@ def main() -> None:
             if not arguments.names:
                 parser.error("a figure needs --names")
             draw_losses(chosen_runs({name: name for name in arguments.names}, in_a_row=False), arguments.path)
+        elif arguments.names:
+            parser.error("--names needs the figure's path before it")
         else:
             for figure, (in_a_row, labels) in FIGURES.items():
                 draw_losses(chosen_runs(labels, in_a_row), ROOT / "docs/figures" / figure)
     except (OSError, ValueError) as problem:
-        parser.error(str(problem))
+        raise ValueError(str(problem)) from problem
 
 
 if __name__ == "__main__":

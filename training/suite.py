@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from modeling.pipeline_tiny_story import StoryGenerationPipeline
 from modeling.request_tiny_story import closes_sentence
 from training.biases import portrait
 from training.checkpoint import load_pretrained
+from training.cli import Parser, positive
 from training.coherence import end_bits, quality
 from training.endings import BANDS, Judge, kept, make_pairs, real_stories, repeated_four_grams, tell_pairs
 from training.memorisation import WINDOW, share_among, training_windows
@@ -46,6 +48,7 @@ from training.surprise import Judges, Real
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
+TAKEN = ("README", "biases", "measures")  # other pages there
 NATS_TO_BITS = 1.4426950408889634
 NEWLINES = {"one": "\n", "two": "\n\n"}  # what parts the paragraphs of the stories that a model learnt from
 BLANK = "▁"  # a tokenizer's blank, which some put before every text
@@ -448,7 +451,7 @@ def _percent(share: float | None) -> str:
 
 def main(command: Sequence[str]) -> None:
     """Measure a checkpoint and write its results."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m training.evaluate suite",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -459,12 +462,18 @@ def main(command: Sequence[str]) -> None:
     parser.add_argument("--dataset", required=True, help="stories to score: Hub name or .parquet, .jsonl, .txt file")
     parser.add_argument("--training_dataset", nargs="+", required=True, help="what recitals are found in")
     parser.add_argument("--newline", choices=("auto", *NEWLINES), default="auto", help="what parts its paragraphs")
-    parser.add_argument("--stories", type=int, help="score so many of them; all without it")
-    parser.add_argument("--count", type=int, default=200, help="free stories")
+    parser.add_argument("--stories", type=positive, help="score so many of them; all without it")
+    parser.add_argument("--count", type=positive, default=200, help="free stories")
     parser.add_argument("--pairs", type=int, default=100, help="endings of each band, where it takes endings; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args(command)
+    if not re.fullmatch(r"[\w.-]+", arguments.name) or arguments.name in TAKEN:
+        parser.error(
+            f"--name becomes a file's: letters, digits, . and -, and not {', '.join(TAKEN)}; got {arguments.name!r}"
+        )
+    if arguments.output.exists() and not arguments.output.is_dir():
+        parser.error(f"--output {arguments.output} is no folder")
     results = evaluate(arguments)
     write(results, arguments.output)
     print(table(results))

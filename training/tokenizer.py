@@ -91,12 +91,14 @@ def main() -> None:
     (arguments,) = Parser(TokenizerArguments).parse_args_into_dataclasses()
     reading = {"text_column": arguments.text_column, "story_separator": arguments.story_separator}
     stories = load_stories(arguments.dataset, "train", **reading)
+    validation = None
+    if arguments.validation_dataset:
+        validation = list(load_stories([arguments.validation_dataset], "validation", **reading)["text"])
     tokenizer = train_tokenizer((text for batch in stories.iter(1000) for text in batch["text"]), arguments.vocab_size)
     save_tokenizer(tokenizer, arguments.output)
     print(f"{len(tokenizer)} entries from {len(stories)} stories -> {arguments.output}")
-    if arguments.validation_dataset:
-        validation = load_stories([arguments.validation_dataset], "validation", **reading)["text"]
-        print(f"{bytes_per_token(tokenizer, list(validation)):.3f} bytes per token on {len(validation)} stories")
+    if validation:
+        print(f"{bytes_per_token(tokenizer, validation):.3f} bytes per token on {len(validation)} stories")
 
 
 if __name__ == "__main__":

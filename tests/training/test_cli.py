@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import benchmarks.ablations
+import benchmarks.card
+import benchmarks.comparison
 import training.average
+import training.biases
+import training.coherence
 import training.evaluate
 import training.export
 import training.publish
+import training.report
 import training.tokenizer
 import training.train
 from tests.conftest import HUB_FOLDER, STORIES_FILE
@@ -160,3 +166,58 @@ def test_one_file_is_enough_to_train_and_to_judge(monkeypatch, capsys, tmp_path:
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, command)])
     training.evaluate.main()
     assert float(capsys.readouterr().out.splitlines()[-1].split()[0]) == pytest.approx(score, abs=0.02)  # bf16
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of a GPT-2, without a tokenizer, with ours, and with ours but fewer tokens; and a file that is no key."""
+    folder = tmp_path_factory.mktemp("foreign")
+    for name, size in (("bare", 5000), ("gpt2", 5000), ("small", 300)):
+        config = GPT2Config(vocab_size=size, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+        GPT2LMHeadModel(config).save_pretrained(folder / name)
+        if name != "bare":
+            AutoTokenizer.from_pretrained(HUB_FOLDER).save_pretrained(folder / name)
+    (folder / "key.json").write_text('{"pairs": 3}')
+    (folder / "grades.jsonl").write_text("")
+    (folder / "pairs.json").write_text('{"kind": "pairs", "entries": []}')
+    return {path.name: str(path) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (training.evaluate, "bits --model {bare} --dataset {stories}", "bare: there is no tokenizer beside it"),
+        (training.evaluate, "bits --model {small} --dataset {stories}", "its tokenizer has 5000 tokens, the model 300"),
+        (training.evaluate, "stories --model {gpt2}", "gpt2 is a GPT2LMHeadModel, expected a TinyStoryForCausalLM"),
+        (training.export, "--to qwen3 q --model {gpt2}", "gpt2 is a GPT2LMHeadModel, expected a TinyStoryForCausalLM"),
+        (training.biases, "--dataset {stories} --model {gpt2}", "expected a TinyStoryForCausalLM"),
+        (training.biases, "--dataset nope.csv", "nope.csv: no such file"),
+        (training.biases, "--dataset {stories} --output {stories}", "is no folder"),
+        (training.coherence, "--dataset {stories} --output .", "--output . is a folder, expected a file"),
+        (training.coherence, "--dataset {stories} --count 0", "argument --count: must be at least 1, got 0"),
+        (training.evaluate, "stories --count -3", "argument --count: must be at least 1, got -3"),
+        (training.evaluate, "suite --name a/b --dataset x --training_dataset x", "--name becomes a file's"),
+        (training.evaluate, "suite --name biases --dataset x --training_dataset x", "not README, biases, measures"),
+        (training.evaluate, "read tally --key {key.json} --grades {grades.jsonl}", "is no key of a reading"),
+        (training.evaluate, "read tally --key {stories} --grades {grades.jsonl}", "Extra data"),
+        (
+            training.evaluate,
+            "read tally --key {pairs.json} --grades {grades.jsonl} --output {grades.jsonl}",
+            "is read here, and would be lost",
+        ),
+        (
+            training.evaluate,
+            "surprise --dataset x --training_dataset x --judges modeling/classic --key {pairs.json}",
+            "is the key of a sheet of pairs, expected one of stories",
+        ),
+        (training.report, "draw --names modern_11", "--names needs the figure's path before it"),
+        (training.report, "add nowhere.jsonl --name x", "No such file"),
+        (benchmarks.card, "--all", "unrecognized arguments: --all"),
+        (benchmarks.comparison, "--all", "unrecognized arguments: --all"),
+    ],
+)
+def test_a_mistake_is_said_before_any_work(error_of, foreign, monkeypatch, command, arguments: str, message: str):
+    monkeypatch.chdir(HUB_FOLDER.parent)
+    places = foreign | {"stories": str(STORIES_FILE)}
+    given = [places[word[1:-1]] if word.startswith("{") else word for word in arguments.split()]
+    assert message in error_of(command.main, *given)
