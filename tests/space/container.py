@@ -30,6 +30,7 @@ mount -t overlay -o lowerdir=/,upperdir={scratch}/upper,workdir={scratch}/work o
 mount -t proc proc {scratch}/root/proc
 mount --rbind /dev {scratch}/root/dev
 mount -t tmpfs -o mode=1777 tmp {scratch}/root/tmp
+mkdir -p {scratch}/root{hidden}
 mount -t tmpfs hidden {scratch}/root{hidden}
 mkdir -p {scratch}/root{python}/bin {scratch}/root{python}/lib/{version}/site-packages
 echo ready
