@@ -152,6 +152,8 @@ def _closing(
         chosen = _spread(costs, number)
         closings = [_Closing(ends[end], texts[end], capitals[end]) for end in chosen]
         _grow(closings, opened.fork(chosen, room=LEAD_TOKENS), after[chosen], target, story, random, vocabulary)
+        for closing in closings:
+            _begin_well(closing, target, story, vocabulary)
         fitting = {tuple(closing.tokens): closing for closing in closings if _fits(closing, target, story)}
         likely = sorted(fitting.items(), key=lambda item: _beyond_usual(np.array(item[1].costs)))
         fitting = dict(likely[: number // 2])
@@ -283,11 +285,11 @@ def _grow(
             cost, length = min(closing.places)
             closing.lead, closing.costs = closing.lead[:length], [*closing.costs[:length], cost]
             closing.text = vocabulary.decode(closing.tokens)
-            _begin_well(closing, target, story, vocabulary)
 
 
 def _begin_well(closing: _Closing, target: Target, story: Story, vocabulary: Vocabulary) -> None:
-    """Give a closing that follows a sentence its capital, and take its blank where the text ends on one."""
+    """Give a closing that follows a sentence its capital, and take its blank where the text ends on one. Its costs stay
+    those of what was drawn."""
     text = closing.text.lstrip() if story.text[-1:].isspace() else closing.text
     first = len(text) - len(text.lstrip(" \n" + PUNCTUATION))
     if closes_sentence(story.text) and text[first : first + 1].islower():
