@@ -55,7 +55,7 @@ CAPITAL_COST = 5.0  # nats by which a capital that the reader did not type must 
 REMEMBERED_COST = 4.0  # of an ending that somebody has learnt: as sensible as a closing that costs little
 PIECES_COST = 12.0  # nats, of an ending that is a word of several tokens: of those the model knows no use
 AGAIN_COST = 16.0  # nats, of an ending that is a word its sentence has already
-SAID_COST = 50.0  # nats, of a sentence that the story holds already, or that begins small; of a word twice in a row
+SAID_COST = 50.0  # nats, of a sentence that the story holds already; of a word twice in a row
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def _begin_well(closing: _Closing, target: Target, story: Story, vocabulary: Voc
     first = len(text) - len(text.lstrip(" \n" + PUNCTUATION))
     if closes_sentence(story.text) and text[first : first + 1].islower():
         capital = text[:first] + text[first].upper() + text[first + 1 :]
-        if closing.lead or keeps_capitals(capital, target.words):  # an iPhone stays one
+        if keeps_capitals(capital, target.words):  # an iPhone stays one
             text = capital
     if text != closing.text:
         tokens, num_end = vocabulary.encode(text), len(closing.end)
@@ -343,8 +343,7 @@ def _cost(closing: _Closing, forward: np.ndarray, target: Target, story: Story, 
         cost = _beyond_usual(np.array([*forward, *closing.costs]))
     lead = "".join(vocabulary.pieces[token] for token in reversed(closing.lead))
     said = closing.text.strip() in story.text or ends_with(story.text + lead, target.words)
-    small = closes_sentence(story.text) and closing.text.lstrip(" \n" + PUNCTUATION)[:1].islower()
-    return cost + SAID_COST * (said or small) + CAPITAL_COST * closing.capital
+    return cost + SAID_COST * said + CAPITAL_COST * closing.capital
 
 
 def _closing_cost(
