@@ -14,6 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -134,7 +135,7 @@ def _changes(module: nn.Module, plan: _Plan, config: PreTrainedConfig) -> Iterat
         for hook in attributes[kind].values():
             if getattr(hook, "__module__", None) != NO_HOOKS:
                 yield f"has a hook ({getattr(hook, '__qualname__', type(hook).__qualname__)})"
-    if replaced := plan.owned & attributes.keys():
+    if replaced := {name for name in plan.owned & attributes.keys() if not _is_own(module, name)}:
         yield f"has a {min(replaced)} of its own"
     if attributes.get("config", config) is not config:
         yield "has a config of its own"
@@ -166,6 +167,12 @@ def _source(kind: type) -> bytes:
         return Path(inspect.getfile(kind)).read_bytes()
     except (OSError, TypeError):  # made in a notebook, or built in
         return repr(kind).encode()
+
+
+def _is_own(module: nn.Module, name: str) -> bool:
+    """Whether the attribute is the module's own method, put on it again (as exporters and accelerate do)."""
+    method = vars(module)[name]
+    return isinstance(method, MethodType) and method == MethodType(getattr(type(module), name), module)
 
 
 def _is_patched(kind: type, method: str) -> bool:

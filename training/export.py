@@ -6,6 +6,7 @@ python -m training.export --to onnx DIR [--model modeling]      ONNX graphs with
 """
 
 import argparse
+import copy
 import json
 import re
 from pathlib import Path
@@ -167,7 +168,7 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
 
     prompts = tokenizer(["Once upon a time", "One day, a girl"], return_tensors="pt", padding=True)
     exported = OnnxExporter().export_for_generation(
-        model.float().eval(), dict(prompts), OnnxConfig(dynamic=True), multi_token_decode=True
+        copy.deepcopy(model).float().eval(), dict(prompts), OnnxConfig(dynamic=True), multi_token_decode=True
     )
     if not hasattr(exported, "save_pretrained"):
         raise ImportError(f"ONNX export needs transformers 5.23 or newer, this is {transformers.__version__}")

@@ -347,6 +347,15 @@ def test_a_copy_and_a_model_of_another_folder_are_packed(tell, trained_model):
     assert type(trained_model) is not type(tell.model) and loaded.why_not_packed(trained_model) is None
 
 
+def test_a_method_put_on_its_own_model_again_changes_nothing():
+    """As transformers' exporters and accelerate's unwrap_model do."""
+    model = build("modern")
+    model.forward = model.forward
+    assert why_not_packed(model) is None
+    model.forward = build("modern").forward  # another model's
+    assert why_not_packed(model) == "the model has a forward of its own"
+
+
 def test_building_the_plan_draws_no_random_numbers():
     model = build("modern")
     state = torch.get_rng_state()

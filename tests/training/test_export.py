@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
+from modeling.packing_tiny_story import why_not_packed
 from tests.conftest import MODERN, RECIPES, TINY, large_init
 from training.export import export_gguf, export_onnx, export_qwen3, to_qwen3
 
@@ -187,7 +188,9 @@ def assert_onnx_is(model: TinyStoryForCausalLM, tokenizer, folder: Path) -> None
         with pytest.raises(ImportError, match=r"5\.23 or newer"):
             export_onnx(model, tokenizer, folder)
         return
+    before = vars(model).copy()
     export_onnx(model, tokenizer, folder)
+    assert vars(model) == before and why_not_packed(model) is None
     session = onnxruntime.InferenceSession(folder / "decode.onnx", providers=["CPUExecutionProvider"])
     cache_inputs = [i for i in session.get_inputs() if "past_key_values" in i.name]
     ids = tokenizer("Once upon a time there was a", return_tensors="pt")["input_ids"]
