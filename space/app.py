@@ -78,8 +78,8 @@ def write_wishes(desk: Desk) -> DeltaGenerator:
         st.button("Surprise me", key="surprise", icon=":material/casino:", on_click=lambda: ask_with(desk, by_chance()))
     with st.form("wishes", border=False):
         left, right = st.columns(2)
-        left.text_input("The story starts with", "Once upon a time", max_chars=2000, key="start")
-        right.text_input("and ends with", "happy", max_chars=200, key="end", placeholder="wherever the story likes")
+        left.text_input("The story starts with", "Once upon a time", key="start")
+        right.text_input("and ends with", "happy", key="end", placeholder="wherever the story likes")
         left, right = st.columns(2)
         left.slider("Longest length, in words", 20, 300, 120, step=10, key="max_words")
         asked = right.form_submit_button(
@@ -108,7 +108,7 @@ def ask(desk: Desk) -> None:
 
 def more_wishes() -> None:
     st.text_input(
-        "Words to include", key="include", max_chars=200, placeholder="volcano, umbrella",
+        "Words to include", key="include", placeholder="volcano, umbrella",
         help="Up to three, with commas between them; they come as they are or inflected.",
     )  # fmt: skip
     left, right = st.columns(2)
@@ -122,9 +122,7 @@ def more_wishes() -> None:
     )
     left, right = st.columns(2)
     left.select_slider("Drafts that compete", [1, 4, NUM_DRAFTS, 12, MAX_DRAFTS], NUM_DRAFTS, key="num_drafts")
-    right.text_input(
-        "Seed", key="seed", max_chars=12, placeholder="by chance", help="The same wishes and seed, the same story."
-    )
+    right.text_input("Seed", key="seed", placeholder="by chance", help="The same wishes and seed, the same story.")
     left, right = st.columns(2)
     left.slider("Temperature", 0.0, 1.5, 0.5, step=0.05, key="temperature", help="Higher is bolder.")
     right.slider("Top-p", 0.5, 1.0, 0.95, step=0.01, key="top_p", help="Lower leaves unlikely words out.")
@@ -157,7 +155,7 @@ def go_on(desk: Desk, tale: Tale) -> None:
         st.popover("Go on", icon=":material/edit:", key="more", on_change="rerun"),
         st.form("go_on", border=False),
     ):
-        st.text_input("The story goes on, and ends with", key="more_end", max_chars=200, placeholder="moon")
+        st.text_input("The story goes on, and ends with", key="more_end", placeholder="moon")
         st.slider("Words more, at most", 20, 200, 80, step=10, key="more_words")
         st.form_submit_button("Continue the story", type="primary", key="tell_more", on_click=more, args=(desk,))
     with st.popover("What if …", icon=":material/call_split:", key="branch", on_change="rerun"):
@@ -174,9 +172,7 @@ def what_if(desk: Desk, tale: Tale) -> None:
         )  # fmt: skip
     page.line(tale.text[slice(*spans[chosen - 1])])
     with st.form("what_if", border=False):
-        st.text_input(
-            "and then goes on otherwise, ending with", key="branch_end", max_chars=200, placeholder="the same ending"
-        )
+        st.text_input("and then goes on otherwise, ending with", key="branch_end", placeholder="the same ending")
         st.form_submit_button(
             "Tell it otherwise", type="primary", key="tell_branch", on_click=branch, args=(desk, tale)
         )
@@ -188,12 +184,19 @@ def light(desk: Desk, sentence: int) -> None:
 
 def more(desk: Desk) -> None:
     ask_for_more(desk, st.session_state["more_end"], st.session_state["more_words"])
-    st.session_state["more"] = False
+    put_away(desk, "more")
 
 
 def branch(desk: Desk, tale: Tale) -> None:
     ask_what_if(desk, st.session_state.get(f"from {tale.key}", 1) - 1, st.session_state["branch_end"])
-    st.session_state["branch"] = False
+    put_away(desk, "branch")
+
+
+def put_away(desk: Desk, popover: str) -> None:
+    """Close it, and empty its field unless what stands there was refused."""
+    st.session_state[popover] = False
+    if desk.asked:
+        st.session_state[f"{popover}_end"] = ""
 
 
 def keep_and_share(tale: Tale) -> None:
@@ -255,26 +258,28 @@ def show_shelf(desk: Desk) -> None:
                 "Save the shelf as a file", lambda: shelf.to_file(list(desk.shelf.tales.values())), "tiny-stories.json",
                 "application/json", key="save_shelf", on_click="ignore", icon=":material/download:",
             )  # fmt: skip
-        st.file_uploader(
-            "Open a saved shelf", "json", key="shelf_file", max_upload_size=1, on_change=lambda: open_shelf(desk)
-        )
+        st.file_uploader(  # a new one once a file is opened, without that file's name
+            "Open a saved shelf", "json", key=f"shelf_file {desk.opened}", max_upload_size=1,
+            on_change=lambda: open_shelf(desk),
+        )  # fmt: skip
         if desk.shelf_problem:
             page.notice(desk.shelf_problem)
 
 
 def open_shelf(desk: Desk) -> None:
     desk.shelf_problem = None
-    if opened := st.session_state["shelf_file"]:
+    if opened := st.session_state[f"shelf_file {desk.opened}"]:
         try:
             saved = shelf.from_file(opened.getvalue())
             desk.shelf.add_saved(saved)
+            desk.opened += 1
             if missing := len({tale.key for tale in saved} - desk.shelf.tales.keys()):
                 desk.shelf_problem = (
                     f"{missing} of its stories found no room: the shelf keeps the latest {shelf.MOST}. Take some off, "
                     "and open the file again."
                 )
         except TaleError as problem:
-            desk.shelf_problem = f"This file could not be opened: {problem}."
+            desk.shelf_problem = f"This file could not be opened, it is not as this page saved it: {problem}."
 
 
 def shelf_line(tale: Tale) -> str:

@@ -28,9 +28,13 @@ PLAIN_WORDS = (
     (r"end must hold", "its ending needs at least one word; an empty field lets the model end where it likes"),
     (r"include takes up to (\d+) words", r"up to \1 words can be included, each with a letter"),
     (r"max_words is (\d+), but (.*) alone need (\d+)", r"\2 alone need \3 words, and the longest length is \1"),
+    (r"start( has more than \d+ characters)", r"its start\1"),
+    (r"end( has more than \d+ characters)", r"its ending\1"),
+    (r"include has( a word of more than \d+ characters)", r"what it shall include has\1"),
     (r"the start has \d+ tokens", "its start is too long; the model reads and writes some 700 words at most"),
 )  # the pipeline's messages, and what a reader is told
 TYPED_UNFIT = "Some of these words do not belong in a children’s story. Please choose others."
+LINK_UNFIT = "This link asks for words that do not belong in a children’s story."
 TOLD_UNFIT = "The stories that came had words that do not belong in a children’s story. Please ask again."
 
 OnPlace = Callable[[int], None]  # shows a reader their place in line, and raises when they have left
@@ -61,6 +65,7 @@ class Desk:
     news: str | None = None
     known: dict[str, dict[str, Any]] = field(default_factory=dict)  # details, by key of the tale
     link: str | None = None  # the shared link that was opened
+    opened: int = 0  # files of saved shelves
     shelf_problem: str | None = None  # with a file that was opened
 
     def ask(self, asked: Asked, below: bool = False) -> None:
@@ -132,10 +137,14 @@ def _go_on(desk: Desk, kept: str, end: str | None, words: int) -> None:
         )
         return
     last = tale.steps[-1]
-    step = Step(
-        start=None, keep=len(kept), end=end, max_words=len(kept.split()) + words, seed=secrets.randbelow(SEEDS),
-        temperature=last.temperature, top_p=last.top_p, num_candidates=max(NUM_DRAFTS, last.num_candidates),
-    )  # fmt: skip
+    try:
+        step = Step(
+            start=None, keep=len(kept), end=end, max_words=len(kept.split()) + words, seed=secrets.randbelow(SEEDS),
+            temperature=last.temperature, top_p=last.top_p, num_candidates=max(NUM_DRAFTS, last.num_candidates),
+        )  # fmt: skip
+    except TaleError as problem:
+        desk.refuse(in_page_words(problem), below=True)
+        return
     desk.ask(Asked(kept, tale.steps, (step,), tale.model), below=True)
 
 
@@ -191,7 +200,7 @@ def in_page_words(problem: EngineError | ValueError) -> str:
 def _tell_asked(engine: Engine, asked: Asked, on_place: OnPlace) -> Tale | str:
     """The tale; or, if a wish is unfit for children, or all that came of it, what a reader is told."""
     if any(unfit(step.start, step.end, *step.include) for step in asked.steps):
-        return TYPED_UNFIT
+        return LINK_UNFIT if asked.shared else TYPED_UNFIT
     told, steps, result = asked.told, asked.before, {}
     seconds = 0.0
     for step in asked.steps:

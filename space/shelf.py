@@ -61,8 +61,10 @@ class Shelf:
         for data in stored["tales"][-MOST:]:
             with suppress(TaleError):
                 kept.append(parse_tale(data))
+        gone = stored.get("gone")  # taken off on another page
+        gone = gone if isinstance(gone, list) else []
         both = [*kept, *self.tales.values()]  # those here were told since
-        self.tales = latest(tale for tale in both if tale.key not in self.removed)
+        self.tales = latest(tale for tale in both if tale.key not in self.removed and tale.text not in gone)
 
 
 def latest(tales: Iterable[Tale]) -> dict[str, Tale]:

@@ -38,6 +38,17 @@ class Step:
     top_p: float = 0.95
     num_candidates: int = 1
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            TaleError: some words are longer than a shelf or a link keeps.
+        """
+        for name, words, most in (("start", self.start, MAX_START), ("end", self.end, MAX_END)):
+            if len(words or "") > most:
+                raise TaleError(f"{name} has more than {most} characters")
+        if any(len(word) > MAX_END for word in self.include):
+            raise TaleError(f"include has a word of more than {MAX_END} characters")
+
     def wishes(self, told: str) -> dict[str, Any]:
         """Keyword arguments of the pipeline; `told` is the tale so far."""
         wishes = asdict(self)

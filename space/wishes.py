@@ -69,5 +69,5 @@ def seed(typed: str) -> int:
     if not typed:
         return random.randrange(SEEDS)
     if not (typed.isascii() and typed.isdigit() and len(typed) <= 10):
-        raise ValueError(f"a seed is a whole number of up to ten digits, got {typed!r}")
+        raise ValueError(f"a seed is a whole number of up to ten digits, got {typed[:20]!r}")
     return int(typed)

@@ -72,13 +72,17 @@ def unfold(page: Page) -> None:
 
 
 def faults(page: Page, widths: tuple[int, ...]) -> dict[int, list[str]]:
-    """At each width, as far as there are any. Until the icons' font is there, their names stand in their places."""
+    """At each width, as far as there are any that stay: on a busy machine the page takes seconds to settle. Until the
+    icons' font is there, their names stand in their places."""
     page.evaluate("document.fonts.ready.then(() => null)")
     found = {}
     for width in widths:
         page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(400)  # until the page has settled
-        found[width] = page.evaluate(FAULTS, SMALLEST)
+        for _ in range(10):
+            page.wait_for_timeout(400)
+            found[width] = page.evaluate(FAULTS, SMALLEST)
+            if not found[width]:
+                break
     return {width: wrong for width, wrong in found.items() if wrong}
 
 

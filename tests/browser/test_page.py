@@ -118,6 +118,29 @@ def test_the_shelf_outlives_a_reload_and_comes_back_from_a_file(address: str, br
     page.context.close()
 
 
+def test_what_one_page_takes_off_the_shelf_another_does_not_put_back(address: str, browser: Browser):
+    page = visit(browser, address)
+    told(page, "The little dragon", "home")
+    told(page, "A tiny mouse", "moon")
+    page.wait_for_function("JSON.parse(localStorage['tiny-stories-shelf'] ?? '[]').length === 2")
+    other = page.context.new_page()
+    other.goto(address)
+    other.get_by_text("Your shelf: 2 stories").click()
+    other.get_by_role("button", name="Take off").last.click()
+    other.get_by_text("Your shelf: 1 story").wait_for()
+    other.wait_for_function("JSON.parse(localStorage['tiny-stories-shelf']).length === 1")
+    told(page, "One day", "sea")
+    expect(page.get_by_text("Your shelf: 2 stories")).to_be_visible()
+    page.wait_for_function("JSON.parse(localStorage['tiny-stories-shelf']).length === 2")
+    kept = page.evaluate("JSON.parse(localStorage['tiny-stories-shelf']).map(tale => tale.text.slice(0, 6))")
+    assert kept == ["A tiny", "One da"]
+    page.evaluate("localStorage.clear()")  # what is here stays here
+    told(page, "The old robot", "stars")
+    expect(page.get_by_text("Your shelf: 3 stories")).to_be_visible()
+    page.wait_for_function("JSON.parse(localStorage['tiny-stories-shelf'] ?? '[]').length === 3")
+    page.context.close()
+
+
 def test_a_click_while_a_story_is_told_loses_nothing(address: str, browser: Browser):
     page = visit(browser, address)
     ask(page, "The little dragon", "home")

@@ -1,6 +1,7 @@
 """The page without a browser: what it says to good and bad wishes, and that nothing told is lost."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -48,8 +49,13 @@ def test_a_story_is_told_and_stays():
 def test_a_story_goes_on_and_is_told_otherwise():
     page = ask(open_page(), "The little fox", "home", seed="7")
     first = desk(page).tale
+    page.text_input(key="more_end").input("word " * 50)
+    page.button(key="tell_more").click().run()
+    assert "its ending has more than 200 characters" in desk(page).problem and desk(page).tale == first
+    assert page.text_input(key="more_end").value == "word " * 50
     page.text_input(key="more_end").input("moon")
     page.button(key="tell_more").click().run()
+    assert page.text_input(key="more_end").value == ""
     longer = desk(page).tale
     assert longer.text.startswith(first.text) and longer.text.rstrip(".!?\"'").lower().endswith("moon")
     assert [step.end for step in longer.steps] == ["home", "moon"]
@@ -62,6 +68,7 @@ def test_a_story_goes_on_and_is_told_otherwise():
     kept = other.text[: other.steps[-1].keep]
     assert longer.text.startswith(kept) and kept.rstrip()[-1] in '.!?"'
     assert other.text.rstrip(".!?\"'").lower().endswith("sea") and len(desk(page).shelf.tales) == 3
+    assert page.text_input(key="branch_end").value == ""
 
     page.toggle(key="compare").set_value(True).run()
     page.toggle(key="inside").set_value(True).run()
@@ -78,6 +85,10 @@ def test_a_shared_link_tells_the_very_same_story():
     other = open_page(story=link)
     assert desk(other).tale.text == tale.text and "just as it was" in desk(other).news
     assert desk(open_page(story=link[:-9])).problem == "This link cannot be opened: the link is broken."
+    import share  # the page has put its folder on the path
+
+    unfit = replace(tale, steps=(replace(tale.steps[0], end="shit"),))
+    assert desk(open_page(story=share.to_link(unfit))).problem.startswith("This link asks for words")
 
 
 def test_without_an_ending_the_page_says_why_it_stopped():
@@ -92,6 +103,8 @@ def test_without_an_ending_the_page_says_why_it_stopped():
         ("She", "?!", "its ending needs at least one word"),
         ("word " * 30, "happy", "alone need 31 words, and the longest length is 30"),
         ("ab" * 1000, "happy", "its start is too long"),
+        ("She said no. " * 200, "happy", "its start has more than 2000 characters"),
+        ("She", "word " * 50, "its ending has more than 200 characters"),
         ("She", "shit", "do not belong in a children’s story"),
     ],
 )
