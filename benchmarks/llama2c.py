@@ -18,6 +18,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from training.cli import Parser, one_line_errors
+
 HEADER = "iiiiiii"  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 Q80_MAGIC, Q80_HEADER_BYTES, GROUP = 0x616B3432, 256, 64
 # In the order of the file: a field of `LlamaDecoderLayer`, for all layers, then the next.
@@ -176,9 +178,10 @@ def tokens_per_second(program: Path, model: Path, tokenizer: Path, tokens: int) 
     return float(found[1])
 
 
+@one_line_errors
 def main() -> None:
     """Convert a checkpoint and its tokenizer to a folder that transformers loads."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a checkpoint of version 0, stories260K.bin")
     parser.add_argument("tokenizer", type=Path, help="its tokenizer, tok512.bin")
     parser.add_argument("folder", type=Path)

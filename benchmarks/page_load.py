@@ -35,6 +35,8 @@ from streamlit.proto.WidgetStates_pb2 import WidgetState
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from training.cli import Parser, one_line_errors, positive
+
 SPACE = Path(__file__).resolve().parent.parent / "space"
 START, END, LENGTH, TELL = "The story starts with", "and ends with", "Longest length, in words", "Tell the story"
 NAMES = ("Tom", "Lily", "Ben", "Mia", "Sue", "Max", "Anna", "Tim")
@@ -263,10 +265,11 @@ def page() -> Iterator[tuple[str, int]]:
         server.wait()
 
 
+@one_line_errors
 def main() -> None:
     """Measure the page by command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--readers", type=int, nargs="+", default=[1, 8, 30])
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--readers", type=positive, nargs="+", default=[1, 8, 30])
     parser.add_argument("--minutes", type=float, default=5, help="for the last number of readers")
     parser.add_argument("--pause", type=float, default=5, help="seconds a reader reads, half to one and a half of it")
     parser.add_argument("--leave", type=float, default=0.05, help="share of clicks after which the reader is gone")

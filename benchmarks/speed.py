@@ -19,6 +19,7 @@ from transformers import Pipeline, pipeline
 
 from benchmarks import llama2c
 from benchmarks.peers import llama
+from training.cli import Parser, one_line_errors, positive
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTS = ("Once upon a time", "The dragon", "One day, Ben", "Lily and her cat")
@@ -88,11 +89,12 @@ def first_token_ms(tell: Pipeline, rounds: int) -> float:
     return 1000 * statistics.median(times)
 
 
+@one_line_errors
 def main() -> None:
     """Measure all in turn and print rates and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "modeling"), help="folder or Hub name")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--llama2c", type=Path, help="a folder with llama2.c's run and runq")
     arguments = parser.parse_args()
     tell = pipeline("story-generation", model=arguments.model, trust_remote_code=True, device="cpu")

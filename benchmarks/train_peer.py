@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.ablations import RECIPE, ROOT, PlainRows, cosine_factor, peer_optimizers
 from benchmarks.peers import gpt2, llama
+from training.cli import Parser, one_line_errors, positive
 from training.config import TrainingConfig
 from training.optimizer import set_learning_rate
 from training.scoring import score_stories
@@ -77,14 +78,15 @@ def train(config: TrainingConfig, peer: str, compiled: bool) -> float:
     return score.bits_per_byte
 
 
+@one_line_errors
 def main() -> None:
     """Train a peer."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("--dataset", nargs="+", default=RECIPE["dataset"], help="as for training/train.py")
     parser.add_argument("--validation_dataset", help="as for training/train.py")
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--num_steps", type=int, default=RECIPE["num_steps"])
+    parser.add_argument("--num_steps", type=positive, default=RECIPE["num_steps"])
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--compile", action="store_true", help="torch.compile, faster where there is a compiler")
     parser.add_argument("--seed", type=int, default=0)

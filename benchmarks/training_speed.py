@@ -22,6 +22,7 @@ import yaml
 from benchmarks.peers import gpt2, llama
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
+from training.cli import Parser, one_line_errors, positive
 from training.train import choose_precision  # its import also registers causal_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,11 +60,12 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
+@one_line_errors
 def main() -> None:
     """Measure all in turn and print rates, ratios and MFU."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--rows", type=int, default=RECIPE["micro_batch_rows"])
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=positive, default=7)
+    parser.add_argument("--rows", type=positive, default=RECIPE["micro_batch_rows"])
     parser.add_argument("--attention", default="sdpa", help="of the modern recipe: as the field of a run")
     parser.add_argument("--compile", action="store_true", help="torch.compile all of them")
     arguments = parser.parse_args()

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
 from training.checkpoint import load_storyteller
-from training.cli import Parser, one_line_errors, positive
+from training.cli import Parser, add_reading, one_line_errors, positive, reading_options
 from training.coherence import MALE, PRONOUN, names_in, sentences
 from training.sources import load_stories
 
@@ -104,6 +104,7 @@ def main() -> None:
     """Count in the data and in free stories, and write both."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", nargs="+", required=True, help="Hub names or .parquet, .jsonl, .txt files")
+    add_reading(parser)
     parser.add_argument("--model", default="modeling", help="folder or Hub name")
     parser.add_argument("--count", type=positive, default=1000, help="free stories, begun as the data's stories begin")
     parser.add_argument("--seed", type=int, default=0)
@@ -111,7 +112,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output {arguments.output} is no folder")
-    stories = load_stories(arguments.dataset, "train")
+    stories = load_stories(arguments.dataset, "train", **reading_options(arguments))
     data = [text for text, kind in zip(stories["text"], stories["kind"], strict=True) if kind == "story"]
     model, tokenizer = load_storyteller(arguments.model)
     tell = StoryGenerationPipeline(model=model, tokenizer=tokenizer)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 from huggingface_hub.errors import StrictDataclassError
@@ -39,6 +39,17 @@ def positive(typed: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {typed}")
     return number
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """The options that say how stories are read; `reading_options` takes them."""
+    parser.add_argument("--text_column", default="text", help="column of the stories in a table")
+    parser.add_argument("--story_separator", help="what parts the stories of .txt files, as in training/train.py")
+
+
+def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `load_stories`."""
+    return {"text_column": arguments.text_column, "story_separator": arguments.story_separator}
 
 
 @contextmanager

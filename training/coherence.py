@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling.request_tiny_story import BOUNDARY, bare_words
 from training.checkpoint import load_pretrained
-from training.cli import Parser, one_line_errors, positive
+from training.cli import Parser, add_reading, one_line_errors, positive, reading_options
 from training.metrics import bootstrap_ratio
 from training.scoring import token_nats
 from training.sources import load_stories
@@ -235,6 +235,7 @@ def main() -> None:
     """Try the measures on real and spoilt stories, and write the table."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="real stories: Hub name or .parquet, .jsonl, .txt file")
+    add_reading(parser)
     parser.add_argument("--judge", default="modeling/classic", help="the model that likelihoods are of")
     parser.add_argument("--count", type=positive, default=500, help="stories")
     parser.add_argument("--seed", type=int, default=0)
@@ -242,7 +243,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.output.is_dir():
         parser.error(f"--output {arguments.output} is a folder, expected a file")
-    texts = list(load_stories([arguments.dataset], "validation")["text"])[: arguments.count]
+    stories = load_stories([arguments.dataset], "validation", **reading_options(arguments))
+    texts = list(stories["text"])[: arguments.count]
     found = validate(*load_pretrained(arguments.judge), texts, arguments.seed)
     spoilt = list(next(iter(found.values())))
     lines = [f"| real above spoilt | {' | '.join(spoilt)} |", "|---" * (len(spoilt) + 1) + "|"]

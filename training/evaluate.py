@@ -22,7 +22,7 @@ from transformers import Pipeline
 
 from modeling.pipeline_tiny_story import StoryGenerationPipeline
 from training.checkpoint import load_pretrained, load_storyteller
-from training.cli import Parser, one_line_errors, positive
+from training.cli import Parser, add_reading, one_line_errors, positive, reading_options
 from training.endings import (
     BANDS,
     Judge,
@@ -60,15 +60,14 @@ SPOILT_STORIES = 200  # real stories whose last sentence is made nonsense of, at
 
 def load_texts(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
     """The validation stories and those that were trained on (none if they are not asked for)."""
-    reading = {"text_column": arguments.text_column, "story_separator": arguments.story_separator}
     if arguments.validation_share is not None:
-        stories = load_stories([arguments.dataset], "train", **reading)
+        stories = load_stories([arguments.dataset], "train", **reading_options(arguments))
         validation = hold_out(stories, arguments.validation_share)
         return list(validation["text"]), list(without_stories(stories, validation)["text"])
-    texts = list(load_stories([arguments.dataset], "validation", **reading)["text"])
+    texts = list(load_stories([arguments.dataset], "validation", **reading_options(arguments))["text"])
     if not getattr(arguments, "training_dataset", None):
         return texts, []
-    return texts, list(load_stories(arguments.training_dataset, "train", **reading)["text"])
+    return texts, list(load_stories(arguments.training_dataset, "train", **reading_options(arguments))["text"])
 
 
 def bits(model_name: str, texts: list[str]) -> None:
@@ -271,8 +270,7 @@ def parse_arguments() -> argparse.Namespace:
             one.add_argument("--model", default="modeling", help="folder or Hub name")
         if texts:
             one.add_argument("--dataset", required=True, help="validation stories: Hub name, file, folder")
-            one.add_argument("--text_column", default="text", help="column of the stories in a table")
-            one.add_argument("--story_separator", help="what parts the stories of .txt files, as in training/train.py")
+            add_reading(one)
             trained = one.add_mutually_exclusive_group(required=texts > 1)
             if texts > 1:
                 trained.add_argument("--training_dataset", nargs="+", help="what words are counted in")

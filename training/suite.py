@@ -28,7 +28,7 @@ from modeling.pipeline_tiny_story import StoryGenerationPipeline
 from modeling.request_tiny_story import closes_sentence
 from training.biases import portrait
 from training.checkpoint import load_pretrained
-from training.cli import Parser, positive
+from training.cli import Parser, add_reading, positive, reading_options
 from training.coherence import end_bits, quality
 from training.endings import BANDS, Judge, kept, make_pairs, real_stories, repeated_four_grams, tell_pairs
 from training.memorisation import WINDOW, share_among, training_windows
@@ -285,8 +285,9 @@ def about_endings(
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of a checkpoint; `main` says what the arguments are."""
     model, tokenizer = load_pretrained(arguments.model)
-    validation = list(load_stories([arguments.dataset], "validation")["text"])[: arguments.stories]
-    training = list(load_stories(arguments.training_dataset, "train")["text"])
+    how = reading_options(arguments)
+    validation = list(load_stories([arguments.dataset], "validation", **how)["text"])[: arguments.stories]
+    training = list(load_stories(arguments.training_dataset, "train", **how)["text"])
     newlines = list(NEWLINES) if arguments.newline == "auto" else [arguments.newline]
     convention = choose_convention(model, tokenizer, validation, newlines)
     scores = story_scores(model, tokenizer, validation, convention, progress=True)
@@ -461,6 +462,7 @@ def main(command: Sequence[str]) -> None:
     parser.add_argument("--judge", default="modeling/classic", help="another model, that endings are judged by")
     parser.add_argument("--dataset", required=True, help="stories to score: Hub name or .parquet, .jsonl, .txt file")
     parser.add_argument("--training_dataset", nargs="+", required=True, help="what recitals are found in")
+    add_reading(parser)
     parser.add_argument("--newline", choices=("auto", *NEWLINES), default="auto", help="what parts its paragraphs")
     parser.add_argument("--stories", type=positive, help="score so many of them; all without it")
     parser.add_argument("--count", type=positive, default=200, help="free stories")

@@ -13,6 +13,11 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import benchmarks.ablations
 import benchmarks.card
 import benchmarks.comparison
+import benchmarks.llama2c
+import benchmarks.page_load
+import benchmarks.speed
+import benchmarks.train_peer
+import benchmarks.training_speed
 import training.average
 import training.biases
 import training.coherence
@@ -212,6 +217,11 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ),
         (training.report, "draw --names modern_11", "--names needs the figure's path before it"),
         (training.report, "add nowhere.jsonl --name x", "No such file"),
+        (benchmarks.speed, "--rounds 0", "argument --rounds: must be at least 1, got 0"),
+        (benchmarks.training_speed, "--rows 0", "argument --rows: must be at least 1, got 0"),
+        (benchmarks.page_load, "--readers 0", "argument --readers: must be at least 1, got 0"),
+        (benchmarks.train_peer, "bert --output_dir x", "invalid choice: 'bert'"),
+        (benchmarks.llama2c, "nowhere.bin nowhere.tok x", "No such file"),
         (benchmarks.card, "--all", "unrecognized arguments: --all"),
         (benchmarks.comparison, "--all", "unrecognized arguments: --all"),
     ],
