@@ -80,17 +80,17 @@ class FullDecoder:
         width = max(map(len, prompts))
         ids = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
         self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
-        return self._forward(torch.tensor(ids), keep=1)[:, -1]
+        return self._forward(torch.tensor(ids, device="cpu"), keep=1)[:, -1]
 
     def step(self, tokens: Sequence[int | None]) -> torch.Tensor:
         """Append one token to each row, save those whose token is None; logits (rows that took one, vocab)."""
-        awake = torch.tensor([token is not None for token in tokens])
-        logits = self._append(torch.tensor([[token or 0] for token in tokens]), awake[:, None])
+        awake = torch.tensor([token is not None for token in tokens], device="cpu")
+        logits = self._append(torch.tensor([[token or 0] for token in tokens], device="cpu"), awake[:, None])
         return logits[awake, -1]
 
     def extend(self, rows: Sequence[list[int]]) -> torch.Tensor:
         """Append equally many tokens to each row; logits after each of them (rows, time, vocab)."""
-        ids = torch.tensor(rows)
+        ids = torch.tensor(rows, device="cpu")
         return self._append(ids, torch.ones_like(ids))
 
     def _append(self, ids: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

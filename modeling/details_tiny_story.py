@@ -38,7 +38,7 @@ def story_details(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, st
     with without_dropout(model):
         logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 :]  # (tokens of the story, vocab)
     log_probabilities = logits.float().log_softmax(-1).cpu()
-    own = log_probabilities.gather(1, torch.tensor(story.ids)[:, None])[:, 0].tolist()
+    own = log_probabilities.gather(1, torch.tensor(story.ids, device="cpu")[:, None])[:, 0].tolist()
     best = log_probabilities.topk(ALTERNATIVES)
     texts = _token_texts(story.ids, tokenizer)
     ends = list(accumulate(map(len, texts)))

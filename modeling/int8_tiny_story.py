@@ -14,6 +14,7 @@ from torch.nn.functional import layer_norm, relu, silu
 from transformers import PreTrainedConfig, PreTrainedModel
 
 BLOCK = 64  # attention runs over a whole number of blocks of so many tokens
+FP32: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are: the C writes where it is told
 
 
 def unit_norm(x: torch.Tensor) -> torch.Tensor:
@@ -91,14 +92,14 @@ class Int8Weights:
         self.norm = pack_norm(decoder.norm) if config.norm_position == "pre" else None
         self.head = Int8Linear([model.fc.weight], [model.fc.bias])
 
-        positions = torch.arange(config.max_position_embeddings)[None]
+        positions = torch.arange(config.max_position_embeddings, device="cpu")[None]
         if config.position_type == "rope":
             cos, sin = decoder.rotary_emb(self.embedding, positions)
             self.cos = cos[0, :, None].float()  # (positions, 1, head_dim)
             half = config.head_dim // 2  # the sign of the rotation goes into the table
             self.sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[0, :, None].float()
         else:
-            empty = torch.zeros(1, config.max_position_embeddings, config.hidden_size)
+            empty = torch.zeros(1, config.max_position_embeddings, config.hidden_size, **FP32)
             self.sinusoids = decoder.positional_encoding(empty, positions)[0]  # (positions, hidden)
 
 
@@ -139,13 +140,13 @@ class Int8Decoder:
 
     def extend(self, rows: Sequence[list[int]], last_only: bool = False) -> torch.Tensor:
         """Read as many tokens for every row; logits of all of them, (rows, time, vocab), or of the last."""
-        ids = torch.tensor(rows)  # (rows, time)
+        ids = torch.tensor(rows, device="cpu")  # (rows, time)
         count, time = ids.shape
         self._reserve(time)
-        lengths = torch.tensor(self.lengths)
-        positions = lengths[:, None] + torch.arange(time)  # (rows, time)
-        unseen = torch.arange(whole_blocks(max(self.lengths) + time)) > positions[..., None]
-        mask = torch.zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None]  # (rows, 1, time, context)
+        lengths = torch.tensor(self.lengths, device="cpu")
+        positions = lengths[:, None] + torch.arange(time, device="cpu")  # (rows, time)
+        unseen = torch.arange(whole_blocks(max(self.lengths) + time), device="cpu") > positions[..., None]
+        mask = torch.zeros(unseen.shape, **FP32).masked_fill_(unseen, -torch.inf)[:, None]  # (rows, 1, time, context)
         hidden = self.weights.embedding[ids]  # (rows, time, hidden)
         rotary = self.config.position_type == "rope"
         rotation = (self.weights.cos[positions], self.weights.sin[positions]) if rotary else None
@@ -190,7 +191,7 @@ class Int8Decoder:
     def _empty(self, rows: int, tokens: int) -> list[torch.Tensor]:
         """Caches for so many tokens; zeros, because what is not written yet is weighed with zero."""
         shape = (rows, self.config.num_key_value_heads, whole_blocks(tokens), self.config.head_dim)
-        return [torch.zeros(shape) for _ in range(2 * len(self.weights.layers))]
+        return [torch.zeros(shape, **FP32) for _ in range(2 * len(self.weights.layers))]
 
     def _own(self) -> int:
         """Tokens of the longest row in its own cache."""
@@ -234,7 +235,7 @@ class Int8Decoder:
             at = slice(self.lengths[0], self.lengths[0] + time)
             keys[:, :, at], values[:, :, at] = qk[:, :, heads:].transpose(1, 2), value.transpose(1, 2)
         else:
-            row = torch.arange(rows)[:, None]
+            row = torch.arange(rows, device="cpu")[:, None]
             keys[row, :, positions], values[row, :, positions] = qk[:, :, heads:], value
         if heads != kv_heads:
             keys, values = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (keys, values))

@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -416,6 +417,8 @@ class TinyStoryForCausalLM(TinyStoryPreTrainedModel, GenerationMixin):
 TinyStoryConfig.register_for_auto_class()
 TinyStoryModel.register_for_auto_class("AutoModel")
 TinyStoryForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# Trainer's label smoothing shifts the labels of those classes only that it finds here, and says nothing of others.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[TinyStoryConfig.model_type] = TinyStoryForCausalLM.__name__
 
 # The pipeline is here so that a model's code brings its task, and every saved copy of the model the pipeline's files.
 __all__ = ["StoryGenerationPipeline", "TinyStoryForCausalLM", "TinyStoryModel", "TinyStoryPreTrainedModel"]

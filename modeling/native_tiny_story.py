@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from .compiler_tiny_story import library
-from .int8_tiny_story import Int8Decoder, Int8Linear, Int8Weights, Norm
+from .int8_tiny_story import FP32, Int8Decoder, Int8Linear, Int8Weights, Norm
 from .kernel_tiny_story import BLOCK, STEP
 from .threads_tiny_story import threads
 
@@ -65,7 +65,7 @@ def _memory(floats: int) -> torch.Tensor:
     seventh of its time."""
     memory: torch.Tensor | None = getattr(_OF_THREAD, "memory", None)
     if memory is None or memory.numel() < floats:
-        memory = _OF_THREAD.memory = torch.empty(floats)
+        memory = _OF_THREAD.memory = torch.empty(floats, **FP32)
     return memory
 
 
@@ -167,7 +167,7 @@ class NativeDecoder(Int8Decoder):
         base_rows, shared, lengths = (
             _integers([x[row] for row in rows]) for x in (self.base_rows, self.shared, self.lengths)
         )
-        logits = torch.empty(len(rows), 1 if last_only else time, config.vocab_size)
+        logits = torch.empty(len(rows), 1 if last_only else time, config.vocab_size, **FP32)
         memory = _memory(len(ids) * self.weights.memory_of_token)
         kernel.forward(
             ctypes.byref(self.weights.struct), c_void_p(cache.data_ptr()), cache.shape[2], _integers(rows),
@@ -205,4 +205,4 @@ class NativeDecoder(Int8Decoder):
 
     def _empty(self, rows: int, tokens: int) -> list[torch.Tensor]:
         heads = len(self.weights.layers) * 2 * self.config.num_key_value_heads
-        return [torch.empty(rows, heads, max(tokens, 1), self.config.head_dim)]
+        return [torch.empty(rows, heads, max(tokens, 1), self.config.head_dim, **FP32)]

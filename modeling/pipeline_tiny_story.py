@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .closing_tiny_story import ending_cost
+from .configuration_tiny_story import TinyStoryConfig
 from .decoder_tiny_story import Precision, open_decoder
 from .details_tiny_story import story_details
 from .generation_tiny_story import CHEAP, Story, close_story, plan, write_stories
-from .request_tiny_story import StoryRequest, whole_number
+from .request_tiny_story import StoryRequest, is_nothing, whole_number, yes_or_no
 from .story_tiny_story import vocabulary_of
 
 SEEDS = 2**31  # seeds drawn lie below
@@ -136,8 +137,15 @@ class StoryGenerationPipeline(Pipeline):
         """Those of `preprocess`, `forward` and `postprocess`, the pipeline's own too; a seed is drawn if none is given.
 
         Raises:
-            ValueError: an argument is unknown, or not what it must be; a story's wishes are looked at later.
+            ValueError: an argument is unknown, or not what it must be; a story's wishes are looked at later. Or the
+                model is of another kind.
         """
+        config = getattr(self.model, "config", None)
+        if getattr(config, "model_type", None) != TinyStoryConfig.model_type or not self.model.can_generate():
+            raise ValueError(
+                f"stories are told by a TinyStoryForCausalLM, as AutoModelForCausalLM loads it, not by a "
+                f"{type(self.model).__name__}"
+            )
         mine = (self._preprocess_params, self._forward_params, self._postprocess_params)
         of_request, of_decoder, of_result = (
             mine | new for mine, new in zip(mine, self._sanitize_parameters(**kwargs), strict=True)
@@ -162,7 +170,7 @@ class StoryGenerationPipeline(Pipeline):
             of_decoder["drafts"] = kwargs["num_candidates"]
         of_result |= {name: kwargs[name] for name in ("num_stories", "num_candidates") if name in kwargs}
         if "details" in kwargs:
-            of_result["details"] = bool(kwargs.pop("details"))
+            of_result["details"] = yes_or_no("details", kwargs.pop("details"))
         return kwargs, of_decoder, of_result
 
     def get_iterator(
@@ -207,7 +215,7 @@ class StoryGenerationPipeline(Pipeline):
         Args:
             inputs: the start and its own wishes; number: starts before it in this call.
         """
-        own = {name: value for name, value in inputs.items() if not _is_nothing(value)}
+        own = {name: value for name, value in inputs.items() if not is_nothing(value)}
         if unknown := sorted(set(map(str, own)) - {*TEXTS, *WISHES, "seed"}):
             raise ValueError(f"unknown wish {unknown[0]!r}; a story takes {sorted({*TEXTS, *WISHES, 'seed'})}")
         texts = [own.pop(name) for name in TEXTS if name in own]
@@ -305,6 +313,7 @@ def _inputs(start: Any, continue_from: Any) -> Any:
     name, given = ("start", start) if continue_from is None else ("continue_from", continue_from)
     if hasattr(given, "iterrows"):  # a data frame gives its columns' names one by one, not its rows
         given = given.to_dict("records")
+    given = _row(given)
     if isinstance(given, (str, bytes, Mapping)) or not (hasattr(given, "__iter__") or hasattr(given, "__getitem__")):
         return _mapping(name, given)
     if isinstance(given, (list, tuple)):
@@ -317,11 +326,14 @@ def _inputs(start: Any, continue_from: Any) -> Any:
 
 
 def _mapping(name: str, one: Any) -> Mapping[str, Any]:
+    one = _row(one)
     return one if isinstance(one, Mapping) else {name: one}
 
 
-def _is_nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value != value)
+def _row(given: Any) -> Any:
+    """A row of a data frame, which is a pandas Series, as a mapping; anything else as it is."""
+    is_row = hasattr(given, "to_frame") and hasattr(given, "keys") and not {*TEXTS}.isdisjoint(given.keys())
+    return given.to_dict() if is_row else given
 
 
 # A model in memory is told with as well: `pipeline("story-generation", model=model, tokenizer=tokenizer)`. Where the

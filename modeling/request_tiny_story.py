@@ -3,6 +3,7 @@
 import operator
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,30 @@ def quotes_after(text: str, more: str) -> bool | None:
     return is_open
 
 
+def is_nothing(value: Any) -> bool:
+    """Whether it is what stands for nothing in data sets: None, NaN of any kind, pandas' NA."""
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError, RuntimeError):  # many values, which have no one truth
+        return False
+
+
+def yes_or_no(name: str, value: Any) -> bool:
+    """The value as a bool; 1 and 0, which data sets make of it, are one too.
+
+    Raises:
+        ValueError: it is anything else, "no" and "False" among it.
+    """
+    try:
+        if not isinstance(value, str) and value in (True, False):
+            return bool(value)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
 def whole_number(name: str, value: Any, least: int) -> int:
     """The value as an int; integers of NumPy and PyTorch are whole numbers too, and so is 60.0, which is what a data
     frame makes of 60 in a column with gaps.
@@ -99,11 +124,13 @@ def whole_number(name: str, value: Any, least: int) -> int:
     Raises:
         ValueError: it is no whole number, or below the least.
     """
+    number = least - 1
     try:
-        whole = isinstance(value, float) and value.is_integer()
-        number = int(value) if whole else operator.index(value)
+        number = operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # the last two: a tensor of several numbers
-        number = least - 1
+        with suppress(ValueError):
+            real = real_number(name, value)
+            number = int(real) if real.is_integer() else number
     if isinstance(value, bool) or number < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return number
@@ -168,6 +195,7 @@ class StoryRequest:
             raise ValueError(f'end must be a word, a phrase, "</sos>" or None, got {self.end!r}')
         for name, least in (("max_words", 1), ("seed", 0)):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        object.__setattr__(self, "stop_at_first", yes_or_no("stop_at_first", self.stop_at_first))
         for name in ("temperature", "top_p", "dry_multiplier"):
             object.__setattr__(self, name, real_number(name, getattr(self, name)))
         include = () if self.include is None else self.include

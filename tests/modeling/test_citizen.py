@@ -162,6 +162,18 @@ def test_trainer_accumulates_like_one_batch(tiny_model, tmp_path):
     torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-4)
 
 
+def test_label_smoothing_shifts_the_labels(tiny_model, tmp_path):
+    """Trainer takes the loss from the labels itself, and must know that they are the tokens before."""
+    rows = [{"input_ids": IDS[0], "labels": IDS[0]}]
+    losses = []
+    for smoothing in (0.0, 1e-6):
+        arguments = TrainingArguments(
+            output_dir=tmp_path, label_smoothing_factor=smoothing, report_to="none", use_cpu=True
+        )
+        losses.append(Trainer(model=tiny_model, args=arguments, eval_dataset=rows).evaluate()["eval_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_sampling_options_and_many_sequences(tiny_model):
     torch.manual_seed(0)
     settings = GREEDY | {"do_sample": True, "num_return_sequences": 3, "min_p": 0.05, "repetition_penalty": 1.2}

@@ -130,6 +130,19 @@ def test_numbers_of_numpy_and_torch_are_numbers(tell: Pipeline, twenty: Any):
     )
 
 
+def test_what_data_sets_make_of_wishes(tell: Pipeline):
+    expected = tell({"start": "She", "end": "home"}, max_words=20, seed=20)
+    for gap in (None, float("nan"), np.float32("nan"), torch.tensor(float("nan")), pandas.NA, pandas.NaT):
+        assert tell({"start": "She", "end": "home", "length": gap}, max_words=20, seed=20) == expected
+    for twenty in (20.0, np.float32(20), torch.tensor(20.0)):
+        assert tell("She", end="home", max_words=twenty, seed=20, stop_at_first=np.bool_(False)) == expected
+    frame = pandas.DataFrame({"start": ["She", "He"], "end": ["home", "moon"]})
+    assert tell(frame.iloc[0], max_words=20, seed=20) == expected
+    rows = (row for _, row in frame.iterrows())
+    assert list(tell(rows, max_words=20, seed=20)) == tell(frame, max_words=20, seed=20)
+    assert tell(frame["start"], max_words=20, seed=20) is not None
+
+
 @pytest.mark.parametrize(
     ("inputs", "wishes", "message"),
     [

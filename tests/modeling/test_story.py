@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from transformers import Pipeline
+from transformers import GPT2Config, GPT2LMHeadModel, Pipeline
 
 from modeling import closing_tiny_story, generation_tiny_story
 from modeling.control_tiny_story import LENGTHS, SPECIAL_TOKENS
@@ -279,6 +279,28 @@ def test_every_precision_keeps_the_contract(tell: Pipeline):
         assert told == pytest.approx(alone_too, abs=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["full", "int8", "auto"])
+def test_torchs_defaults_change_no_story(tell: Pipeline, precision: str):
+    wishes = {"end": "home", "max_words": 30, "seed": 3, "precision": precision, "details": True}
+    told = tell("She", **wishes)
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            assert tell("She", **wishes) == told
+        finally:
+            torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert tell("She", **wishes) == told
+
+
+def test_a_model_of_another_kind_is_refused(tell: Pipeline):
+    config = GPT2Config(vocab_size=5000, n_embd=16, n_layer=1, n_head=2)
+    for other in (GPT2LMHeadModel(config), tell.model.model):
+        mine = StoryGenerationPipeline(model=other, tokenizer=tell.tokenizer)
+        with pytest.raises(ValueError, match=f"told by a TinyStoryForCausalLM, .* not by a {type(other).__name__}"):
+            mine("She")
+
+
 def test_the_guard_against_loops_breaks_them(tell: Pipeline):
     def repeats(text: str, length: int) -> int:
         """How many runs of so many words stand twice."""
@@ -367,6 +389,8 @@ def test_stop_at_first_stops_where_the_word_is_first_written(tell: Pipeline):
         ({"start": "She", "max_words": 2.5}, "max_words must be"),
         ({"start": "One two three", "end": "four", "max_words": 3}, "alone need 4"),
         ({"start": "She", "temperature": -1}, "temperature"),
+        ({"start": "She", "stop_at_first": "no"}, "stop_at_first must be True or False, got 'no'"),
+        ({"start": "She", "details": "False"}, "details must be True or False, got 'False'"),
         ({"start": "She", "top_p": 0}, "top_p"),
         ({"start": "She", "num_stories": 0}, "num_stories"),
         ({"start": "She", "seed": "x"}, "seed"),

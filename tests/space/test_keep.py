@@ -23,7 +23,7 @@ MARKUP = [
 
 
 def tale(text: str) -> Tale:
-    step = Step(start=text.split("\n")[0], keep=None, end="home", max_words=120, seed=7)
+    step = Step(start=text.split("\n")[0][:2000], keep=None, end="home", max_words=120, seed=7)
     return Tale(text, (step,), "modern", "", "ending", 0.2, "2026-11-27")
 
 
