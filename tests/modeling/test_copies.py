@@ -178,6 +178,7 @@ AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrain
 """
 
 
+@pytest.mark.slow
 def test_what_is_pushed_loads_by_its_name(tmp_path: Path, expected: dict[str, Any]):
     names, copy = ("writer/model", "writer/pipeline"), str(tmp_path / "elsewhere" / "copy")
     with Hub() as hub:

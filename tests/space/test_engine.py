@@ -147,6 +147,7 @@ def test_a_full_line_and_a_long_wait_are_said(engine: Engine, monkeypatch: pytes
     assert engine.tell(WISHES)
 
 
+@pytest.mark.slow
 def test_after_the_time_limit_and_a_death_the_next_reader_gets_their_story(
     engine: Engine, tell: Pipeline, monkeypatch: pytest.MonkeyPatch
 ):

@@ -134,6 +134,7 @@ def test_command_says_what_is_wrong(run_command: Callable[..., str], capsys: pyt
         assert capsys.readouterr().err.splitlines()[-1].startswith(said)
 
 
+@pytest.mark.slow
 def test_stock_server_tells_the_same(modern, tokenizer, twin_folder):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

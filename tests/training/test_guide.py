@@ -50,6 +50,7 @@ def folder(tmp_path: Path, stories: list[str]) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_from_a_folder_of_texts_to_a_told_story(folder: Path):
     launcher, *arguments = shlex.split(blocks("sh")[0].replace("\\\n", ""))
     assert launcher == "accelerate"
