@@ -20,7 +20,7 @@ from desk import (
 )
 from engine import MAX_DRAFTS, Engine, chosen_model
 from inside import look_inside
-from keep import as_markdown, as_page, as_pdf, as_picture, as_text, file_name
+from keep import as_markdown, as_page, as_pdf, as_picture, as_text, file_name, lacking
 from share import to_link
 from streamlit.delta_generator import DeltaGenerator
 from tale import LENGTHS, MODELS, Tale, TaleError, sentences
@@ -206,6 +206,8 @@ def keep_and_share(tale: Tale) -> None:
                 label, lambda write=write: write(tale), file_name(tale, ending), kind, key=f"keep {ending}",
                 on_click="ignore", icon=f":material/{icon}:", width="stretch",
             )  # fmt: skip
+        if letters := lacking(tale):
+            page.line(f"PDF and picture come without {letters}, which their font lacks; the others have all.")
     with st.popover("Share", icon=":material/link:", key="share"):
         st.write("Who opens this link sees the very same story, told anew.")
         st.code(f"{page.address()}?story={to_link(tale)}", language=None, wrap_lines=True)

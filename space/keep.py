@@ -7,10 +7,12 @@ import io
 import logging
 import re
 from bisect import bisect_right
+from functools import cache
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from fontTools.ttLib import TTFont
 from fpdf import FPDF
 from PIL import Image, ImageDraw, ImageFont
 from tale import Tale
@@ -62,6 +64,17 @@ def as_page(tale: Tale) -> bytes:
     """A page of its own, set for paper."""
     body = "".join(f"<p>{escape(part)}</p>" for part in paragraphs(tale))
     return PRINTED.format(title=escape(tale.title), paragraphs=body, line=LINE).encode()
+
+
+@cache
+def _letters() -> frozenset[int]:
+    with TTFont(REGULAR) as font:
+        return frozenset(font.getBestCmap())
+
+
+def lacking(tale: Tale) -> str:
+    """The letters of a story that the font of PDF and picture does not have."""
+    return "".join(sorted({letter for letter in tale.text if not letter.isspace() and ord(letter) not in _letters()}))
 
 
 def as_pdf(tale: Tale) -> bytes:

@@ -91,6 +91,11 @@ def test_a_shared_link_tells_the_very_same_story():
     assert desk(open_page(story=share.to_link(unfit))).problem.startswith("This link asks for words")
 
 
+def test_letters_that_no_font_has_are_said():
+    page = ask(open_page(), "The 🐉 said", "home", max_words=20)
+    assert any("come without 🐉" in element.proto.body for element in page.get("html"))
+
+
 def test_without_an_ending_the_page_says_why_it_stopped():
     page = ask(open_page(), "Once upon a time", "", max_words=20)
     assert desk(page).tale.finish_reason in ("length", "eos")

@@ -13,7 +13,7 @@ from pypdf import PdfReader
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "space"))
-from keep import as_markdown, as_page, as_pdf, as_picture, as_text, file_name, paragraphs
+from keep import as_markdown, as_page, as_pdf, as_picture, as_text, file_name, lacking, paragraphs
 from tale import Step, Tale
 
 MARKUP = [
@@ -67,6 +67,11 @@ def test_any_story_has_a_picture_and_a_pdf(text: str, caplog: pytest.LogCaptureF
     assert len(pages) == 1 or "".join(pages[-1].extract_text().split()) != "TinyStoryGenerator"
     assert len(pages) == 1 or len(text) > 600
     assert not caplog.records  # a warning would name the reader's letters in the log
+
+
+def test_letters_that_the_font_lacks_are_known():
+    assert lacking(tale("Zoë 🐉 and “Жук” went\nhome – at last…")) == "Жку🐉"
+    assert lacking(tale("She said, “I’m home.”")) == ""
 
 
 def test_names_of_files_are_plain():
