@@ -75,13 +75,14 @@ flagship: $(READY) ## train two teachers, then the student that learns from both
 clean: ## remove the environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# What the page needs and no more; without compiling ahead, since the page imports a tenth of it. From PyPI alone, so
-# that no second index has to be near; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares Linux the CUDA.
+# What the page needs and no more, in the versions of the constraints (the requirements pin the same, which test-oldest
+# has others of); without compiling ahead, since the page imports a tenth of it. From PyPI alone, so that no second
+# index has to be near; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares Linux the CUDA.
 $(APP_READY): space/requirements.txt $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch, transformers and streamlit into $(VENV) (once)"
-	sed -e '/^--/d' -e 's/+cpu$$//' space/requirements.txt > $(VENV)/requirements.txt
+	sed -e '/^--/d' -e 's/==.*//' space/requirements.txt > $(VENV)/requirements.txt
 	$(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) --requirement $(VENV)/requirements.txt
 	touch $@
 
