@@ -142,7 +142,8 @@ def load_optimizer_states(model: PreTrainedModel, optimizers: list[Any], states:
 def save_checkpoint(
     runs: Path, step: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any], keep: int
 ) -> Path:
-    """Write the checkpoint of a step atomically and delete all but the last `keep`.
+    """Write the checkpoint of a step atomically and delete all but the last `keep` up to it: one of a later step is
+    damaged, or the run would have gone on from there.
 
     Raises:
         OSError: it could not be written (a full disk); nothing of it is left, the checkpoints before it are whole.
@@ -167,7 +168,7 @@ def save_checkpoint(
             f"the checkpoint of update {step} could not be written to {runs} ({problem}); make room and run the same "
             "command again: it goes on from the checkpoint before this one"
         ) from problem
-    for old in list_checkpoints(runs)[:-keep]:
+    for old in [path for path in list_checkpoints(runs) if path <= final][:-keep]:
         shutil.rmtree(old)
     return final
 

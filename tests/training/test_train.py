@@ -25,7 +25,7 @@ import training.train
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from tests.conftest import HUB_FOLDER, ROOT, STORIES_FILE
-from training.checkpoint import latest_checkpoint, list_checkpoints, load_state
+from training.checkpoint import latest_checkpoint, list_checkpoints, load_state, save_checkpoint
 from training.config import TrainingConfig, parse_config, refuse_other_config
 from training.optimizer import build_optimizers, learning_rate_factor
 from training.train import fitting_stories
@@ -221,6 +221,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(straight: Path, caplog
     finally:
         weights.write_bytes(whole)
     assert load_state(older)["step"] == 8
+
+
+def test_a_damaged_checkpoint_displaces_no_new_one(tmp_path: Path, tokenizer):
+    model = TinyStoryForCausalLM(TinyStoryConfig(**TINY_MODEL))
+    later = save_checkpoint(tmp_path, 80, model, tokenizer, {}, keep=1)
+    (later / "model.safetensors").write_bytes(b"")
+    for step in (10, 20):
+        saved = save_checkpoint(tmp_path, step, model, tokenizer, {}, keep=1)
+        assert latest_checkpoint(tmp_path) == saved
+    assert list_checkpoints(tmp_path) == [saved, later]
 
 
 def test_a_dry_run_says_what_it_takes_and_leaves_nothing(tmp_path: Path, validation: Path):
