@@ -29,7 +29,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.nn.functional import cross_entropy
-from transformers import AttentionInterface, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AttentionInterface, PreTrainedTokenizerFast
 
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from training.attention import packed_documents_arguments, refuse_many_documents
@@ -41,6 +41,7 @@ from training.on_policy import Writers
 from training.optimizer import BatchedMuon, build_optimizers, set_learning_rate
 from training.passes import Packer, Rows, on_device
 from training.sources import load_stories, training_stories
+from training.tokenizer import load_tokenizer
 from training.train import build_model, build_model_config, choose_precision
 
 CHECKED_STORIES = 1000  # validation stories scored on the way
@@ -331,7 +332,7 @@ def main() -> None:
     student_run.init_from, student_run.seed = config.init_from, config.seed + config.num_teachers
 
     executor = ProcessPoolExecutor(config.packers, mp_context=multiprocessing.get_context("fork"))
-    tokenizer = AutoTokenizer.from_pretrained(run.tokenizer, trust_remote_code=True)
+    tokenizer = load_tokenizer(run.tokenizer, controls=bool(run.wishes_share or run.closings_share))
     validation = load_stories([config.validation_dataset], "validation")
     stories, _ = training_stories(config.dataset, load_stories(config.dataset, "train"), validation)
     packer = Packer(

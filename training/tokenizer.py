@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from modeling.control_tiny_story import BOS, EOS, PAD, SPECIAL_TOKENS
-from training.cli import Parser, one_line_errors
+from training.cli import Parser, one_line_errors, refused
 from training.sources import DEFAULT_DATASET, load_stories
 
 VOCAB_SIZE = 5000
@@ -55,6 +55,29 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTr
         model_input_names=["input_ids", "attention_mask"],
         model_max_length=1024,
     )
+
+
+def load_tokenizer(name: str, controls: bool) -> PreTrainedTokenizerFast:
+    """A run's tokenizer, from a folder or the Hub.
+
+    Args:
+        controls: wishes or closings are to be learnt, whose tokens it must have at their ids.
+
+    Raises:
+        ValueError: it cannot be read, or lacks a token that training needs.
+    """
+    with refused(f"tokenizer {name}"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+    for token in ("bos_token", "eos_token", "pad_token"):
+        if getattr(tokenizer, token) is None:
+            raise ValueError(f"tokenizer {name} has no {token}; python -m training.tokenizer makes one that has all")
+    first = tokenizer.convert_ids_to_tokens(list(range(min(len(SPECIAL_TOKENS), len(tokenizer)))))
+    if controls and first != list(SPECIAL_TOKENS):
+        raise ValueError(
+            f"tokenizer {name}: wishes_share and closings_share need {', '.join(SPECIAL_TOKENS)} as its first tokens, "
+            f"it begins with {', '.join(map(str, first[:5]))}; python -m training.tokenizer makes such a one"
+        )
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> None:

@@ -24,7 +24,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.generation_tiny_story import write_stories
@@ -50,6 +50,7 @@ from training.report import Metrics
 from training.scoring import score_stories
 from training.sources import fingerprint, hold_out, load_stories, training_stories
 from training.streaming import StreamedRows
+from training.tokenizer import load_tokenizer
 
 SAMPLE_WISHES = (("Once upon a time", "</sos>"), ("The dragon", "home"), ("One day, a girl named Lily", "friends"))
 DRY_RUN_UPDATES = 3  # timed, the first one left out
@@ -65,9 +66,10 @@ def choose_precision(requested: str) -> str:
 def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> TinyStoryConfig:
     """The model's configuration; ValueError where a row is longer than its context."""
     planned = {"control_prefix": True} if config.wishes_share else {}
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     refuse_unknown("model", config.model, [field.name for field in fields(TinyStoryConfig)])
     with refused("model"):
-        model_config = TinyStoryConfig(**{"vocab_size": len(tokenizer)} | config.model | planned)
+        model_config = TinyStoryConfig(**{"vocab_size": len(tokenizer)} | ids | config.model | planned)
     context = model_config.max_position_embeddings
     if config.row_length > context:
         raise ValueError(f"row_length ({config.row_length}) is above max_position_embeddings ({context})")
@@ -276,8 +278,7 @@ def main() -> None:
     if config.batch_rows % num_processes:
         raise ValueError(f"batch_rows ({config.batch_rows}) must be a multiple of the {num_processes} processes")
 
-    with refused(f"tokenizer {config.tokenizer}"):
-        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=True)
+    tokenizer = load_tokenizer(config.tokenizer, controls=bool(config.wishes_share or config.closings_share))
     model_config = build_model_config(config, tokenizer)
     for name in (config.init_from, *(config.teachers or ())):
         if name:

@@ -5,11 +5,14 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from modeling.control_tiny_story import SPECIAL_TOKENS
 from tests.conftest import HUB_FOLDER
-from training.tokenizer import bytes_per_token, save_tokenizer, train_tokenizer
+from training.config import TrainingConfig
+from training.tokenizer import bytes_per_token, load_tokenizer, save_tokenizer, train_tokenizer
+from training.train import build_model_config
 
 TOKENIZER = AutoTokenizer.from_pretrained(HUB_FOLDER)
 
@@ -53,3 +56,23 @@ def test_training_is_repeatable_and_saves(tmp_path, stories: list[str]):
 def test_too_small_a_vocabulary_is_refused(stories: list[str]):
     with pytest.raises(ValueError, match="at least 272"):
         train_tokenizer(stories, 200)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ({"bos": "<s>", "eos": "</s>", "pad": "<pad>"}, "wishes_share and closings_share need <pad>, <sos>, </sos>, "),
+        ({"bos": "<s>", "eos": "</s>"}, "has no pad_token"),
+        ({}, "has no bos_token"),
+    ],
+)
+def test_a_tokenizer_without_the_tokens_a_run_needs_is_refused(tmp_path, stories, tokens: dict[str, str], message: str):
+    backend = Tokenizer(models.BPE())
+    backend.train_from_iterator(stories, trainers.BpeTrainer(vocab_size=300, special_tokens=list(tokens.values())))
+    foreign = PreTrainedTokenizerFast(tokenizer_object=backend, **{f"{name}_token": t for name, t in tokens.items()})
+    foreign.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"tokenizer {tmp_path}.*{message}"):
+        load_tokenizer(str(tmp_path), controls=True)
+    if "pad" in tokens:  # of no use for wishes, but a tokenizer
+        config = build_model_config(TrainingConfig("run"), load_tokenizer(str(tmp_path), controls=False))
+        assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (0, 1, 2)
