@@ -11,6 +11,7 @@ from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from tests.conftest import HUB_FOLDER, MODERN, TINY, large_init
 from training.average import average, refuse_parts
 from training.checkpoint import save_released
+from training.tokenizer import train_tokenizer
 
 
 def small(scale: float, **changes: object) -> TinyStoryForCausalLM:
@@ -40,6 +41,22 @@ def test_models_of_other_shapes_are_refused():
         average([small(0.5), small(0.5, intermediate_size=64)])
     with pytest.raises(ValueError, match=r"None in another|is None in the first"):
         average([small(0.5), small(0.5, num_hidden_layers=2)])
+
+
+def test_models_that_read_the_same_weights_otherwise_are_refused():
+    four, two = ({"qk_norm": False, "num_attention_heads": n, "num_key_value_heads": n} for n in (4, 2))
+    average([small(0.5, **four), small(0.5, **four, dropout=0.3, use_cache=False)])
+    with pytest.raises(ValueError, match="head_dim is 8 in the first model and 16 in another"):
+        average([small(0.5, **four), small(0.5, **two)])
+
+
+def test_models_of_other_tokens_are_refused(stories: list[str], run_command, capsys, tmp_path: Path):
+    for name, texts in (("one", stories[:6]), ("two", stories)):  # as many
+        save_released(small(0.5, vocab_size=600), train_tokenizer(texts, 600), tmp_path / name)
+    with pytest.raises(SystemExit):
+        run_command("training.average", tmp_path / "one", tmp_path / "two", "--to", tmp_path / "mean")
+    assert "two has another tokenizer than" in capsys.readouterr().err
+    assert not (tmp_path / "mean").exists()
 
 
 def test_adapters_and_folders_without_a_model_are_refused(tmp_path: Path):
