@@ -107,24 +107,18 @@ def hold_out(stories: Dataset, share: float) -> Dataset:
 
 
 def find_files(source: str, split: str = "train") -> list[str]:
-    """The files of a source, sorted; none for a name on the Hub. Of a folder of tables whose names say which split they
-    are (a data set's copy from the Hub), those of `split`.
+    """The files of a source, sorted; none for a name on the Hub. Of a folder those that `files_of_split` gives.
 
     Raises:
         FileNotFoundError: it names a file, folder or pattern that is not there.
-        ValueError: a file cannot be read by its ending, or a folder holds none that can, or several formats.
+        ValueError: a file cannot be read by its ending, or a folder holds none that can, or several formats, or a
+            table of no split beside those of splits.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(str(file) for file in path.rglob("*") if file.is_file() and file_format(file))
+        files = files_of_split(path, _readable(path), split)
         if not files:
             raise ValueError(f"{source}: no file in this folder ends in {_endings()}")
-        named = {
-            name: [file for file in files if re.search(rf"(?<![a-z]){name}(?![a-z])", os.path.relpath(file, path))]
-            for name in SPLITS
-        }
-        if file_format(Path(files[0])) != ".txt" and sum(map(bool, named.values())) > 1 and named.get(split):
-            files = named[split]
     elif path.exists():
         files = [str(path)]
     elif glob.has_magic(source):
@@ -142,6 +136,31 @@ def find_files(source: str, split: str = "train") -> list[str]:
     if len(found := sorted(set(map(str, formats.values())))) > 1:
         raise ValueError(f"{source}: holds {' and '.join(found)} files; name those to read, as {source}/*{found[0]}")
     return files
+
+
+def files_of_split(folder: Path, files: list[str], split: str) -> list[str]:
+    """Of tables whose names say which split they are (a data set's copy from the Hub), those of one; else all files.
+
+    Raises:
+        ValueError: one of the tables is of no split while others are.
+    """
+    names = {file: os.path.relpath(file, folder) for file in files}
+    named = {s: [file for file in files if re.search(rf"(?<![a-z]){s}(?![a-z])", names[file])] for s in SPLITS}
+    if sum(map(bool, named.values())) < 2 or not named[split] or file_format(Path(files[0])) == ".txt":
+        return files
+    first = named[split][0]
+    for file in files:
+        alike = file_format(Path(file)) == file_format(Path(first))  # else it is about the data, as dataset_infos.json
+        if alike and not any(file in of_one for of_one in named.values()):
+            raise ValueError(
+                f"{folder}: {names[file]} is of no split ({', '.join(SPLITS)}), while {names[first]} is of {split}; "
+                f"name the files to read, as {folder}/*{Path(file).suffix}"
+            )
+    return named[split]
+
+
+def _readable(folder: Path) -> list[str]:
+    return sorted(str(file) for file in folder.rglob("*") if file.is_file() and file_format(file))
 
 
 def file_format(path: Path) -> str | None:
@@ -166,6 +185,9 @@ def open_source(
         FileNotFoundError, ValueError: it is missing, empty or malformed; the message names it.
     """
     if files := find_files(source, split):
+        path = Path(source).expanduser()
+        if left_out := [os.path.relpath(file, path) for file in _readable(path) if file not in files]:
+            print(f"{source}: the files of {split}, without {', '.join(left_out[:3])}{', ...' * bool(left_out[3:])}")
         ending = str(file_format(Path(files[0])))
         for file in files:
             if Path(file).stat().st_size == 0:

@@ -143,13 +143,18 @@ def test_lines_files_folders_and_patterns(tmp_path: Path, stories: list[str], ca
         load_stories([str(folder)], "train")
 
 
-def test_a_copy_of_a_data_set_keeps_its_splits(tmp_path: Path, stories: list[str]):
+def test_a_copy_of_a_data_set_keeps_its_splits(tmp_path: Path, stories: list[str], capsys: pytest.CaptureFixture):
     (tmp_path / "training/data").mkdir(parents=True)
     parts = {"train-0-of-2": stories[:3], "train-1-of-2": stories[3:5], "validation-0-of-1": stories[5:]}
     for name, part in parts.items():
         Dataset.from_dict({"text": part}).to_parquet(tmp_path / "training/data" / f"{name}.parquet")
+    (tmp_path / "training/infos.json").write_text("{}")
     assert load_stories([str(tmp_path / "training")], "train")["text"] == stories[:5]
+    assert "the files of train, without data/validation-0-of-1.parquet, infos.json\n" in capsys.readouterr().out
     assert load_stories([str(tmp_path / "training")], "validation")["text"] == stories[5:]
+    Dataset.from_dict({"text": stories}).to_parquet(tmp_path / "training/dragons.parquet")
+    with pytest.raises(ValueError, match=r"dragons\.parquet is of no split \(train, .*; name the files to read"):
+        load_stories([str(tmp_path / "training")], "train")
 
 
 def test_a_text_is_parted_as_asked(tmp_path: Path, stories: list[str], capsys: pytest.CaptureFixture):
