@@ -33,6 +33,7 @@ END_OF_TEXT = "<|endoftext|>"  # between the stories of TinyStories' own .txt fi
 SEPARATORS = {"blank lines": r"\n[^\S\n]*\n\s*", "lines": r"\n", "files": r"\Z"}
 SAID = {"blank lines": "parted by blank lines", "lines": "one a line", "files": "one a file"}
 SENTENCE_END = re.compile(r"""[.!?…]["'”’»)*_]*\s*\Z""")
+FINGERPRINTED_BYTES = 1_000_000  # of a file that is streamed: to read all of it would take as long as to train on it
 LONGEST_STORY = 5000  # words, five times the longest of TinyStories; more is many stories read as one
 
 
@@ -404,6 +405,17 @@ def digest(text: str) -> bytes:
 def fingerprint(texts: Iterable[str]) -> str:
     """Of some texts in their order."""
     return hashlib.blake2b(b"".join(map(digest, texts)), digest_size=16).hexdigest()
+
+
+def files_fingerprint(sources: list[str]) -> str:
+    """Of the names, sizes and beginnings of the files to train on; what is on the Hub is known by its name alone."""
+    known = []
+    for source in sources:
+        for file in map(Path, find_files(source)):
+            with file.open("rb") as opened:
+                beginning = hashlib.blake2b(opened.read(FINGERPRINTED_BYTES), digest_size=16).hexdigest()
+            known.append(f"{file.name} {file.stat().st_size} {beginning}")
+    return fingerprint(known)
 
 
 def _without(stories: Dataset, seen: set[bytes]) -> Dataset:

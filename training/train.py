@@ -48,7 +48,7 @@ from training.distillation import Teachers, load_teachers
 from training.optimizer import bf16_is_fast, build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import Metrics
 from training.scoring import score_stories
-from training.sources import fingerprint, hold_out, load_stories, training_stories
+from training.sources import files_fingerprint, fingerprint, hold_out, load_stories, training_stories
 from training.streaming import StreamedRows
 from training.tokenizer import load_tokenizer
 
@@ -293,9 +293,8 @@ def main() -> None:
     step, tokens_seen, seconds = 0, 0, 0.0
     checkpoint = None if config.dry_run else latest_checkpoint(run_dir / "checkpoints")
     state = load_state(checkpoint) if checkpoint else None
-    fingerprints = {"validation stories": fingerprint(validation_texts)}
-    if isinstance(rows, TrainingRows):
-        fingerprints["training stories"] = fingerprint(rows.stories["text"])
+    trained = fingerprint(rows.stories["text"]) if isinstance(rows, TrainingRows) else files_fingerprint(config.dataset)
+    fingerprints = {"validation stories": fingerprint(validation_texts), "training stories": trained}
     if state is not None:
         refuse_other_config(state["config"], config)
         refuse_other_stories(state.get("fingerprints", {}), fingerprints, config.output_dir)

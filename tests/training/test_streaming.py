@@ -109,10 +109,11 @@ def test_a_stream_reads_what_a_file_calls_its_stories(tmp_path: Path, tokenizer)
     assert torch.equal(ours.batch(0, 1)["input_ids"], theirs.batch(0, 1)["input_ids"])
 
 
-def test_a_streamed_run_resumes_to_the_same_losses(tmp_path: Path):
-    validation = tmp_path / "validation.jsonl"
+def test_a_streamed_run_resumes_to_the_same_losses_and_on_the_same_files_only(tmp_path: Path):
+    validation, data = tmp_path / "validation.jsonl", tmp_path / "data.jsonl"
     validation.write_text(json.dumps({"text": "A hen had a hat. It was red. The hen was glad."}) + "\n")
-    changes = {"validation_dataset": validation, "dataset": STORIES_FILE, "streaming": True, "num_steps": 8}
+    data.write_bytes(STORIES_FILE.read_bytes())
+    changes = {"validation_dataset": validation, "dataset": data, "streaming": True, "num_steps": 8}
     done = train_here(tmp_path / "run", **changes)
     assert done.returncode == 0, done.stderr
     straight = losses(tmp_path / "run")
@@ -125,3 +126,6 @@ def test_a_streamed_run_resumes_to_the_same_losses(tmp_path: Path):
     done = train_here(tmp_path / "run", **changes)
     assert done.returncode == 0 and "step_00000004" in done.stdout, done.stderr
     assert losses(tmp_path / "run") == straight
+    data.write_bytes(data.read_bytes().replace(b"dog", b"cat"))
+    done = train_here(tmp_path / "run", **changes)
+    assert done.returncode == 2 and "began with other training stories" in done.stderr
