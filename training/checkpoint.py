@@ -188,6 +188,21 @@ def latest_checkpoint(runs: Path) -> Path | None:
     return None
 
 
+def begun_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint that a run in this folder goes on from; None where it begins.
+
+    Raises:
+        ValueError: a finished run's model lies there and no whole checkpoint: a run that began would overwrite it.
+    """
+    checkpoint = latest_checkpoint(run_dir / "checkpoints")
+    if checkpoint is None and (run_dir / "model").exists():
+        raise ValueError(
+            f"{run_dir} holds a finished model, {run_dir / 'model'}, and no checkpoint to go on from; use a new "
+            "output_dir, or remove that one"
+        )
+    return checkpoint
+
+
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """A checkpoint's training state, on the CPU."""
     return torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)

@@ -32,7 +32,7 @@ from modeling.modeling_tiny_story import DecoderLayer, TinyStoryForCausalLM
 from modeling.request_tiny_story import StoryRequest
 from training import attention  # noqa: F401 -- makes causal_blocks known
 from training.checkpoint import (
-    latest_checkpoint,
+    begun_checkpoint,
     load_optimizer_states,
     load_state,
     optimizer_states,
@@ -278,6 +278,7 @@ def main() -> None:
     if config.batch_rows % num_processes:
         raise ValueError(f"batch_rows ({config.batch_rows}) must be a multiple of the {num_processes} processes")
 
+    checkpoint = None if config.dry_run else begun_checkpoint(run_dir)
     tokenizer = load_tokenizer(config.tokenizer, controls=bool(config.wishes_share or config.closings_share))
     model_config = build_model_config(config, tokenizer)
     for name in (config.init_from, *(config.teachers or ())):
@@ -291,7 +292,6 @@ def main() -> None:
     model = build_model(config, model_config)
     optimizers = build_optimizers(model, config.muon_lr, config.adam_lr, config.embedding_lr, config.weight_decay)
     step, tokens_seen, seconds = 0, 0, 0.0
-    checkpoint = None if config.dry_run else latest_checkpoint(run_dir / "checkpoints")
     state = load_state(checkpoint) if checkpoint else None
     trained = fingerprint(rows.stories["text"]) if isinstance(rows, TrainingRows) else files_fingerprint(config.dataset)
     fingerprints = {"validation stories": fingerprint(validation_texts), "training stories": trained}

@@ -321,6 +321,14 @@ def test_another_configuration_does_not_resume(straight: Path, validation: Path)
     assert done.returncode == 2 and "muon_lr: 0.02 -> 0.5" in done.stderr
 
 
+def test_a_finished_run_without_checkpoints_is_not_overwritten(straight: Path, tmp_path: Path, validation: Path):
+    run_dir = tmp_path / straight.name
+    shutil.copytree(straight, run_dir, ignore=shutil.ignore_patterns("checkpoints"))
+    done = train_here(run_dir, validation_dataset=validation, seed=5)
+    assert done.returncode == 2 and "holds a finished model" in done.stderr and "use a new output_dir" in done.stderr
+    assert (run_dir / "config.yaml").read_text() == (straight / "config.yaml").read_text()
+
+
 def test_a_run_may_go_on_with_a_tracker(tmp_path: Path, validation: Path):
     changes = {"validation_dataset": validation, "num_steps": 4, "save_every": 2}
     assert train_here(tmp_path, **changes).returncode == 0
