@@ -47,7 +47,7 @@ from training.reading import (
     write_sheets,
 )
 from training.report import draw_endings
-from training.scoring import score_stories
+from training.scoring import fitting_stories, score_stories
 from training.sources import hold_out, load_stories, normalise_story, without_stories
 from training.surprise import Judges, Real, reader_separation, separation, spoil, surprise_table
 from training.writers import REAL, WrittenStory, draw_real, load_writers, make_wishes, write
@@ -71,8 +71,10 @@ def load_texts(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def bits(model_name: str, texts: list[str]) -> None:
-    """Bits per byte on some stories."""
-    score = score_stories(*load_pretrained(model_name), texts, progress=True)
+    """Bits per byte on some stories, without those that are longer than the model's context."""
+    model, tokenizer = load_pretrained(model_name)
+    texts = fitting_stories(texts, tokenizer, model.config.max_position_embeddings)
+    score = score_stories(model, tokenizer, texts, progress=True)
     print(
         f"{score.bits_per_byte:.4f} bits per byte, {score.nats_per_token:.4f} nats per token, "
         f"{score.num_stories} stories, {score.num_bytes} bytes, {score.num_tokens} tokens"
@@ -81,6 +83,7 @@ def bits(model_name: str, texts: list[str]) -> None:
 
 def endings(tell: Pipeline, judge: Judge, validation: list[str], training: list[str], arguments: Any) -> None:
     """Every figure about endings, to `results.json`, `table.md` and `endings.png` in the output folder."""
+    validation = fitting_stories(validation, judge.tokenizer, judge.model.config.max_position_embeddings)
     pairs = make_pairs(validation, training, arguments.count, arguments.seed)
     bands = [band for band in BANDS if any(pair.band == band for pair in pairs)]
     limit, seed = arguments.max_words, arguments.seed

@@ -32,6 +32,22 @@ class Score:
         return self.nats / self.num_tokens
 
 
+def fitting_stories(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int) -> list[str]:
+    """Those that can be scored whole; of the others one line says how many they are.
+
+    Raises:
+        ValueError: none can.
+    """
+    lengths = map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
+    fitting = [text for text, length in zip(texts, lengths, strict=True) if length < context]
+    if left_out := len(texts) - len(fitting):
+        what = f"{left_out:,} of {len(texts):,} validation stories have more than the model's {context:,} tokens"
+        if not fitting:
+            raise ValueError(f"{what}; give shorter ones")
+        print(f"{what} and are not scored")
+    return fitting
+
+
 def score_stories(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -47,7 +47,7 @@ from training.data import IGNORED, TrainingRows
 from training.distillation import Teachers, load_teachers
 from training.optimizer import bf16_is_fast, build_optimizers, learning_rate_factor, set_learning_rate
 from training.report import Metrics
-from training.scoring import score_stories
+from training.scoring import fitting_stories, score_stories
 from training.sources import files_fingerprint, fingerprint, hold_out, load_stories, training_stories
 from training.streaming import StreamedRows
 from training.tokenizer import load_tokenizer
@@ -149,22 +149,6 @@ def tell_samples(model: TinyStoryForCausalLM, tokenizer: PreTrainedTokenizerBase
     model.set_attn_implementation(implementation)
     model.train()
     return [stories[index] for index in range(len(requests))]
-
-
-def fitting_stories(texts: list[str], tokenizer: PreTrainedTokenizerBase, context: int) -> list[str]:
-    """Those that can be scored whole; of the others one line says how many they are.
-
-    Raises:
-        ValueError: none can.
-    """
-    lengths = map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
-    fitting = [text for text, length in zip(texts, lengths, strict=True) if length < context]
-    if left_out := len(texts) - len(fitting):
-        what = f"{left_out:,} of {len(texts):,} validation stories have more than the model's {context:,} tokens"
-        if not fitting:
-            raise ValueError(f"{what}; give shorter ones")
-        print(f"{what} and are not scored")
-    return fitting
 
 
 def evaluate(

@@ -73,7 +73,11 @@ def test_the_judge_adds_up_to_the_score(classic_model, tokenizer, stories):
 
 
 def test_the_command_writes_table_figure_and_stories(run_command: Callable[..., str], tmp_path: Path):
-    data = ["--dataset", STORIES_FILE, "--training_dataset", STORIES_FILE]
+    validation = tmp_path / "validation.jsonl"  # with one that no context holds
+    validation.write_text(STORIES_FILE.read_text() + json.dumps({"text": "The cat ran home. " * 300}) + "\n")
+    said = run_command("training.evaluate", "bits", "--dataset", validation)
+    assert "1 of 13 validation stories have more than" in said and "bits per byte, " in said and "12 stories" in said
+    data = ["--dataset", validation, "--training_dataset", STORIES_FILE]
     run_command("training.evaluate", "endings", *data, "--count", 2, "--max_words", 40, "--output", tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["same alone"] == 1.0

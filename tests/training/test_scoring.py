@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from training.scoring import score_stories
+from training.scoring import fitting_stories, score_stories
 
 
 def test_score_is_the_definition(trained_model, tokenizer, stories):
@@ -28,3 +28,12 @@ def test_bad_input_is_refused(trained_model, tokenizer):
         score_stories(trained_model, tokenizer, [])
     with pytest.raises(ValueError, match="does not fit"):
         score_stories(trained_model, tokenizer, ["word " * 3000])
+
+
+def test_a_story_longer_than_the_context_is_not_scored(tokenizer, capsys: pytest.CaptureFixture):
+    """Else a run would end at its first evaluation, with nothing to show."""
+    short, long = "Once upon a time.", "The cat ran home. " * 300
+    assert fitting_stories([short, long], tokenizer, context=1024) == [short]
+    assert "1 of 2 validation stories have more than the model's 1,024 tokens" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"1 of 1 .* give shorter ones"):
+        fitting_stories([long], tokenizer, context=1024)

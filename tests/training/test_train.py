@@ -28,7 +28,6 @@ from tests.conftest import HUB_FOLDER, ROOT, STORIES_FILE
 from training.checkpoint import latest_checkpoint, list_checkpoints, load_state, save_checkpoint
 from training.config import TrainingConfig, parse_config, refuse_other_config
 from training.optimizer import build_optimizers, learning_rate_factor
-from training.train import fitting_stories
 
 TINY_MODEL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 SETTINGS = {
@@ -375,15 +374,6 @@ def test_a_run_from_before_a_field_existed_goes_on():
     refuse_other_config(saved, config)
     with pytest.raises(ValueError, match="whole_stories: False -> True"):
         refuse_other_config(saved, TrainingConfig("run", whole_stories=True))
-
-
-def test_a_story_longer_than_the_context_is_not_scored(tokenizer, capsys: pytest.CaptureFixture):
-    """Else a run would end at its first evaluation, with nothing to show."""
-    short, long = "Once upon a time.", "The cat ran home. " * 300
-    assert fitting_stories([short, long], tokenizer, context=1024) == [short]
-    assert "1 of 2 validation stories have more than the model's 1,024 tokens" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"1 of 1 .* give shorter ones"):
-        fitting_stories([long], tokenizer, context=1024)
 
 
 def test_weights_of_another_tokenizer_or_with_other_heads_are_refused(tmp_path: Path):
