@@ -209,6 +209,10 @@ def open_source(
     column = text_column if text_column in columns else "text"
     if column not in columns:
         raise ValueError(f'{source}: no column "{text_column}", found {columns}; name the stories\' with --text_column')
+    feature = (stories.features or {}).get(column)  # of some streams nothing is known yet
+    held = getattr(feature, "dtype", None) or "lists or objects"
+    if feature is not None and not re.search("string|binary|null", held):
+        raise ValueError(f"{source}: column {column!r} holds {held}, expected texts; --text_column names another")
     if column != "text":
         stories = stories.select_columns([column, *({"kind"} & set(columns))]).rename_column(column, "text")
         print(f"{source}: stories from column {column!r}")

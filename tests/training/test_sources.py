@@ -195,6 +195,18 @@ def test_a_column_of_another_name(tmp_path: Path, stories: list[str], capsys: py
 
 
 @pytest.mark.parametrize(
+    ("value", "kind"),
+    [(7, "int64"), (0.5, "float64"), (["A hen."], "lists or objects"), ({"en": "A hen."}, "lists or objects")],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_that_is_no_text_is_refused(tmp_path: Path, value: object, kind: str, streaming: bool):
+    path = tmp_path / "typed.parquet"
+    Dataset.from_dict({"told": [value, value]}).to_parquet(path)
+    with pytest.raises(ValueError, match=f"{path}: column 'told' holds {kind}, expected texts"):
+        open_source(str(path), "train", streaming, "told")
+
+
+@pytest.mark.parametrize(
     ("kinds", "taken", "said"),
     [
         (["story", "head", "tail", None], ["story", "head", "tail", "story"], ""),
