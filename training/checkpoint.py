@@ -36,6 +36,19 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 STATE_FILE, CHECKSUM_FILE = "training_state.pt", "checksums.json"
 
 
+def read_weights(kind: Any, name: str, **options: Any) -> PreTrainedModel:
+    """`from_pretrained` of a class, in fp32, with every weight read: transformers draws those that are not there.
+
+    Raises:
+        ValueError: a weight is missing; the message names it.
+    """
+    model, found = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
+    if missing := sorted(found["missing_keys"]):
+        others = f" and {len(missing) - 1} others" if missing[1:] else ""
+        raise ValueError(f"its weights lack {missing[0]}{others}")
+    return model
+
+
 def load_pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model in fp32 and its tokenizer, from a folder or the Hub. A folder without code and tokenizer, as
     `modeling/classic`, is read as a subfolder of the one above it.
@@ -45,7 +58,7 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     """
     name, options = _root(name)
     with refused(f"model {name}"):
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, dtype=torch.float32, **options)
+        model = read_weights(AutoModelForCausalLM, name, trust_remote_code=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one up
         raise ValueError(f"model {name}: there is no tokenizer beside it")

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from training.attention import document_starts
+from training.checkpoint import read_weights
 from training.cli import refused
 from training.closings import CLOSE_ID
 from training.data import IGNORED
@@ -88,7 +89,7 @@ def load_teachers(
     times = Counter(folders)
     for folder in times:
         with refused(f"teachers {folder}"):
-            model = TinyStoryForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            model = read_weights(TinyStoryForCausalLM, folder)
             model.set_attn_implementation(attention)
         if model.config.vocab_size != len(tokenizer):
             raise ValueError(

@@ -36,6 +36,7 @@ from training.checkpoint import (
     load_optimizer_states,
     load_state,
     optimizer_states,
+    read_weights,
     refuse_other_tokens,
     save_checkpoint,
     save_released,
@@ -83,7 +84,7 @@ def build_model(config: TrainingConfig, model_config: TinyStoryConfig) -> TinySt
         model.set_attn_implementation(config.attention)
     if config.init_from:
         with refused(f"init_from {config.init_from}"):
-            source = TinyStoryForCausalLM.from_pretrained(config.init_from, dtype=torch.float32)
+            source = read_weights(TinyStoryForCausalLM, config.init_from)
         for name in config.model:  # heads or a norm may differ though all weights are as large
             ours, theirs = getattr(model_config, name), getattr(source.config, name)
             if ours != theirs and "initializer" not in name:

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing import event_accumulator
 from transformers import AutoTokenizer
 
@@ -25,7 +25,14 @@ import training.train
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from tests.conftest import HUB_FOLDER, ROOT, STORIES_FILE
-from training.checkpoint import latest_checkpoint, list_checkpoints, load_state, save_checkpoint
+from training.checkpoint import (
+    latest_checkpoint,
+    list_checkpoints,
+    load_pretrained,
+    load_state,
+    save_checkpoint,
+    save_pretrained,
+)
 from training.config import TrainingConfig, parse_config, refuse_other_config
 from training.optimizer import build_optimizers, learning_rate_factor
 
@@ -391,3 +398,20 @@ def test_weights_of_another_tokenizer_or_with_other_heads_are_refused(tmp_path: 
     for name in ("init_from", "teachers"):
         failed = train_here(tmp_path / name, **{name: own})
         assert failed.returncode == 2 and "another tokenizer" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "lacking"),
+    [(("", "_orig_mod."), "fc.bias and 34 others"), (("layers.1.", "layers.7."), "layers.1.feed_forward.fc1.bias and")],
+)
+def test_weights_with_some_missing_are_refused(tokenizer, tmp_path: Path, written: tuple[str, str], lacking: str):
+    """Else they would go on, or be judged, with these drawn at random."""
+    save_pretrained(TinyStoryForCausalLM(TinyStoryConfig(**TINY_MODEL)), tokenizer, tmp_path / "own")
+    weights = tmp_path / "own/model.safetensors"
+    save_file({key.replace(*written, 1): value for key, value in load_file(weights).items()}, weights, {"format": "pt"})
+    for name in ("init_from", "teachers"):
+        failed = train_here(tmp_path / "run", **{name: tmp_path / "own"})
+        assert failed.returncode == 2 and f"{name} {tmp_path / 'own'}: its weights lack " in failed.stderr
+        assert lacking in failed.stderr
+    with pytest.raises(ValueError, match=f"own: its weights lack .*{lacking}"):
+        load_pretrained(str(tmp_path / "own"))
