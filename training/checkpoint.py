@@ -7,6 +7,7 @@ whole tensors under the names of their parameters, however many processes they w
 """
 
 import copy
+import errno
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -178,12 +180,18 @@ def save_checkpoint(
     except (OSError, RuntimeError, SafetensorError) as problem:  # each writer has its own word for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
-            f"the checkpoint of update {step} could not be written to {runs} ({problem}); make room and run the same "
-            "command again: it goes on from the checkpoint before this one"
+            f"the checkpoint of update {step} could not be written to {runs} ({problem}); {_advice(problem)}run the "
+            "same command again: it goes on from the checkpoint before this one"
         ) from problem
     for old in [path for path in list_checkpoints(runs) if path <= final][:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def _advice(problem: Exception) -> str:
+    """What to do first; other writers than the system's do not say why, and are taken to lack room."""
+    full = not isinstance(problem, OSError) or problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "make room and " * full
 
 
 def list_checkpoints(runs: Path) -> list[Path]:
@@ -214,6 +222,24 @@ def begun_checkpoint(run_dir: Path) -> Path | None:
             "output_dir, or remove that one"
         )
     return checkpoint
+
+
+def hold(run_dir: Path, enabled: bool) -> FileLock:
+    """Keep other processes from training in a folder, until the lock is released or this process ends.
+
+    Args:
+        enabled: on a run's main process only, which holds it for all.
+
+    Raises:
+        ValueError: another process trains there.
+    """
+    lock = FileLock(run_dir / ".lock", is_singleton=True)  # so that a process may try again after an error
+    try:
+        if enabled:
+            lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"another process trains in {run_dir}; wait for its end, or use a new output_dir") from None
+    return lock
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:

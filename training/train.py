@@ -33,6 +33,7 @@ from modeling.request_tiny_story import StoryRequest
 from training import attention  # noqa: F401 -- makes causal_blocks known
 from training.checkpoint import (
     begun_checkpoint,
+    hold,
     load_optimizer_states,
     load_state,
     optimizer_states,
@@ -306,6 +307,7 @@ def main() -> None:
         estimate(accelerator, training_model, optimizers, rows, config, teachers)
         return
     run_dir.mkdir(parents=True, exist_ok=True)
+    lock = hold(run_dir, enabled=accelerator.is_main_process)
     metrics = Metrics(run_dir, until_step=step, enabled=accelerator.is_main_process)
     if state is None:
         torch.manual_seed(config.seed + rank)  # dropout differs between processes
@@ -381,6 +383,7 @@ def main() -> None:
     if accelerator.is_main_process:
         save_released(whole, tokenizer, run_dir / "model")
         print(f"done: {run_dir / 'model'}")
+    lock.release()
     accelerator.end_training()
 
 

@@ -1,5 +1,6 @@
 """The training program as users run it: it learns, resumes, runs on two processes, and refuses nonsense."""
 
+import errno
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing import event_accumulator
 from transformers import AutoTokenizer
@@ -304,6 +306,23 @@ def test_a_full_disk_stops_the_run_and_spoils_nothing(tmp_path: Path, validation
     assert list(tmp_path.glob("checkpoints/*")) == [older] and latest_checkpoint(tmp_path / "checkpoints") == older
     done = train_here(tmp_path, **changes)
     assert done.returncode == 0 and older.name in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EACCES])
+def test_room_is_asked_for_where_it_is_lacking(tiny_model, tokenizer, tmp_path: Path, kind: int):
+    failing = patch("training.checkpoint.save_pretrained", side_effect=OSError(kind, os.strerror(kind)))
+    with failing, pytest.raises(OSError, match=os.strerror(kind)) as error:
+        save_checkpoint(tmp_path, 1, tiny_model, tokenizer, {}, keep=1)
+    assert ("make room" in str(error.value)) == (kind == errno.ENOSPC)
+
+
+def test_a_folder_is_trained_in_by_one_process_at_a_time(straight: Path, tmp_path: Path, validation: Path):
+    run_dir = tmp_path / straight.name
+    shutil.copytree(straight, run_dir)
+    with FileLock(run_dir / ".lock"):
+        done = train_here(run_dir, validation_dataset=validation)
+        assert done.returncode == 2 and f"another process trains in {run_dir}" in done.stderr
+    assert train_here(run_dir, validation_dataset=validation).returncode == 0
 
 
 def test_a_tracker_gets_every_loss(tmp_path: Path, validation: Path):
