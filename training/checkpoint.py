@@ -13,6 +13,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +120,37 @@ def save_pretrained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     save_tokenizer(tokenizer, directory)
 
 
+@contextmanager
+def whole_or_nothing(directory: Path) -> Iterator[None]:
+    """Leave nothing of a folder if what is being written to it fails, so that the same command may try again.
+
+    Raises:
+        OSError: it could not be written (a full disk).
+    """
+    try:
+        yield
+    except BaseException as problem:
+        shutil.rmtree(directory, ignore_errors=True)
+        if isinstance(problem, (OSError, SafetensorError)):
+            raise OSError(f"{directory} could not be written ({problem}); {_advice(problem)}try again") from problem
+        raise
+
+
 def save_released(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """`save_pretrained` with weights stored in bf16, half the size, and read as fp32.
 
     A processor multiplies fp32 faster one row at a time, and only in fp32 does a story come out the same alone and in
     a batch; whoever wants bf16 in memory says `dtype=torch.bfloat16`.
+
+    Raises:
+        OSError: as `whole_or_nothing`.
     """
-    save_pretrained(copy.deepcopy(model).to(torch.bfloat16), tokenizer, directory)
-    path = Path(directory) / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings["dtype"] = "float32"
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with whole_or_nothing(directory):
+        save_pretrained(copy.deepcopy(model).to(torch.bfloat16), tokenizer, directory)
+        path = Path(directory) / "config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings["dtype"] = "float32"
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def whole_model(accelerator: Accelerator, model: PreTrainedModel) -> PreTrainedModel:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import psutil
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -57,11 +58,11 @@ def refused(what: str) -> Iterator[None]:
     """Name what the reader asked for when a library refuses it.
 
     Raises:
-        ValueError: the library raised one, or an error of a file, an import or a configuration.
+        ValueError: the library raised one, or an error of a file, an import, a configuration or cut weights.
     """
     try:
         yield
-    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+    except (ValueError, OSError, ImportError, StrictDataclassError, SafetensorError) as error:
         raise ValueError(f"{what}: {error}") from error
 
 

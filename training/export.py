@@ -21,7 +21,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from training.checkpoint import load_storyteller
+from training.checkpoint import load_storyteller, whole_or_nothing
 from training.cli import Parser, one_line_errors
 
 # What of the configuration must hold for a model to have the shape of Qwen3.
@@ -190,7 +190,8 @@ def main() -> None:
     if arguments.directory.exists() and any(arguments.directory.iterdir()):
         parser.error(f"{arguments.directory} is not empty")
     model, tokenizer = load_storyteller(arguments.model)
-    FORMS[arguments.to](model, tokenizer, arguments.directory)
+    with whole_or_nothing(arguments.directory):
+        FORMS[arguments.to](model, tokenizer, arguments.directory)
     print(f"{arguments.to}: {arguments.directory}")
 
 

@@ -1,6 +1,7 @@
 """A reader's mistake ends every command with one line and exit code 2; a fault of the program keeps its traceback."""
 
 import json
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -27,8 +28,11 @@ import training.publish
 import training.report
 import training.tokenizer
 import training.train
+from modeling.configuration_tiny_story import TinyStoryConfig
+from modeling.modeling_tiny_story import TinyStoryForCausalLM
 from tests.conftest import HUB_FOLDER, STORIES_FILE
-from tests.training.test_train import fields, train, train_here
+from tests.training.test_train import TINY_MODEL, fields, train, train_here
+from training.checkpoint import save_pretrained
 from training.config import parse_config
 
 
@@ -231,3 +235,31 @@ def test_a_mistake_is_said_before_any_work(error_of, foreign, monkeypatch, comma
     places = foreign | {"stories": str(STORIES_FILE)}
     given = [places[word[1:-1]] if word.startswith("{") else word for word in arguments.split()]
     assert message in error_of(command.main, *given)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (training.average, "modeling modeling --to {target}"),
+        (training.export, "--to qwen3 {target}"),
+        (training.export, "--to gguf {target}"),
+    ],
+)
+def test_what_a_full_disk_cuts_short_is_removed(error_of, monkeypatch, tmp_path: Path, command, arguments: str):
+    monkeypatch.chdir(HUB_FOLDER.parent)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        line = error_of(command.main, *arguments.format(target=tmp_path / "new").split())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert line.startswith(f"{tmp_path / 'new'} could not be written (") and "make room and try again" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_that_were_cut_short_are_named(error_of, tokenizer, tmp_path: Path):
+    save_pretrained(TinyStoryForCausalLM(TinyStoryConfig(**TINY_MODEL)), tokenizer, tmp_path / "cut")
+    weights = tmp_path / "cut/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    line = error_of(training.evaluate.main, "bits", "--model", tmp_path / "cut", "--dataset", STORIES_FILE)
+    assert line.startswith(f"model {tmp_path / 'cut'}: ")
