@@ -22,7 +22,7 @@ import yaml
 from benchmarks.peers import gpt2, llama
 from modeling.configuration_tiny_story import TinyStoryConfig
 from modeling.modeling_tiny_story import TinyStoryForCausalLM
-from training.cli import Parser, one_line_errors, positive
+from training.cli import Parser, one_line_errors, positive, refused
 from training.train import choose_precision  # its import also registers causal_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +34,8 @@ def models(attention: str) -> dict[str, Any]:
     """The flagship and its peers, of one width and depth, by name."""
     shape = RECIPE["model"]
     modern = TinyStoryForCausalLM(TinyStoryConfig(vocab_size=VOCABULARY, dropout=RECIPE["dropout"], **shape))
-    modern.set_attn_implementation(attention)
+    with refused(f"attention {attention}"):
+        modern.set_attn_implementation(attention)
     contestants: dict[str, Any] = {"modern": modern}
     for name, peer in (("GPT-2", gpt2), ("Llama", llama)):
         for implementation in ("sdpa", "eager"):

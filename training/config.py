@@ -83,7 +83,11 @@ class TrainingConfig:
     seed: int = field(default=0, metadata={"help": "seed of the weights, the order of the data and dropout"})
 
     def __post_init__(self) -> None:
-        for name in ("row_length", "batch_rows", "micro_batch_rows", "num_steps", "evaluate_every",
+        if not self.dataset:
+            raise ValueError("dataset must name one source of stories or more, got none")
+        if self.row_length < 2:
+            raise ValueError(f"row_length must be at least 2 (the first is not scored), got {self.row_length}")
+        for name in ("batch_rows", "micro_batch_rows", "num_steps", "evaluate_every",
                      "evaluation_stories", "save_every", "keep_checkpoints"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -107,6 +111,11 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if not 0 < self.decay_fraction <= 1:
             raise ValueError(f"decay_fraction must be above 0 and at most 1, got {self.decay_fraction}")
+        if self.attention == "packed_documents":
+            raise ValueError(
+                "attention packed_documents is for training.flagship only; expected sdpa, eager, flex_attention or "
+                "causal_blocks"
+            )
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision must be auto, no, bf16 or fp16, got {self.mixed_precision!r}")
         trackers = ["none", *map(str, get_available_trackers())]
@@ -188,6 +197,8 @@ def _of_type(where: str, name: str, value: Any) -> Any:
     allowed: Any = {float: (int, float), list[str]: list, str | None: (str, NoneType)}.get(kind, kind)
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where}: {name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+    if kind == list[str] and not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{where}: {name} must be a list of texts, got {value!r}")
     return value
 
 

@@ -122,7 +122,7 @@ def build_optimizers(
         {"params": others, "lr": adam_lr, "weight_decay": 0.0},
     ]
     optimizers: list[torch.optim.Optimizer] = []
-    if muon_lr > 0:
+    if matrices and muon_lr > 0:
         optimizers.append(muon(matrices, lr=muon_lr, weight_decay=weight_decay, momentum=momentum))
     else:
         adam_groups.append({"params": matrices, "lr": adam_lr, "weight_decay": weight_decay})

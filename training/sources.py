@@ -116,6 +116,8 @@ def find_files(source: str, split: str = "train") -> list[str]:
             table of no split beside those of splits.
     """
     path = Path(source).expanduser()
+    if not source:
+        raise FileNotFoundError("expected a file, folder, pattern or Hub name to read stories from, got ''")
     if path.is_dir():
         files = files_of_split(path, _readable(path), split)
         if not files:

@@ -66,12 +66,14 @@ def choose_precision(requested: str) -> str:
 
 
 def build_model_config(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> TinyStoryConfig:
-    """The model's configuration; ValueError where a row is longer than its context."""
+    """The model's configuration; ValueError where a row is longer than its context, or it has too few tokens."""
     planned = {"control_prefix": True} if config.wishes_share else {}
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     refuse_unknown("model", config.model, [field.name for field in fields(TinyStoryConfig)])
     with refused("model"):
         model_config = TinyStoryConfig(**{"vocab_size": len(tokenizer)} | ids | config.model | planned)
+    if model_config.vocab_size < len(tokenizer):
+        raise ValueError(f"vocab_size ({model_config.vocab_size}) is below the tokenizer's {len(tokenizer)} tokens")
     context = model_config.max_position_embeddings
     if config.row_length > context:
         raise ValueError(f"row_length ({config.row_length}) is above max_position_embeddings ({context})")
@@ -353,6 +355,7 @@ def main() -> None:
                 accelerator, training_model, optimizers, batch, config.micro_batch_rows, teachers
             )
         except FloatingPointError as problem:
+            bar.close()  # or the message would stand in its line
             raise FloatingPointError(
                 f"{problem} at update {step + 1}: lower muon_lr ({config.muon_lr}) or adam_lr ({config.adam_lr}); "
                 f"the checkpoints in {run_dir} are from before it"

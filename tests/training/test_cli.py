@@ -74,6 +74,10 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> C
         ({"model": '{"hidden_sizes": 8}'}, "model: unknown field 'hidden_sizes'; did you mean 'hidden_size'?"),
         ({"model": '{"hidden_size": 30, "num_attention_heads": 4}'}, "must equal hidden_size (30)"),
         ({"attention": "none"}, "attention none: "),
+        ({"attention": "packed_documents"}, "attention packed_documents is for training.flagship only"),
+        ({"model": '{"vocab_size": 100}'}, "vocab_size (100) is below the tokenizer's 5000 tokens"),
+        ({"row_length": 1}, "row_length must be at least 2"),
+        ({"dataset": ""}, "expected a file, folder, pattern or Hub name"),
         ({"init_from": str(HUB_FOLDER)}, "hidden_size is 384, this run's model has 32"),
         ({"init_from": str(HUB_FOLDER), "model": "{}"}, "fc.bias is None, for this model it must be (5000,)"),
         ({"seed": -1}, "seed must be between 0 and 4294967295, got -1"),
@@ -103,6 +107,7 @@ def test_training_says_what_is_wrong(error_of, tmp_path: Path, stories: list[str
         ("num_step: 3", "unknown field 'num_step'; did you mean 'num_steps'?"),
         ("num_steps: [3]", "num_steps must be int, got [3]"), ("num_steps: 1.5", "num_steps must be int, got 1.5"),
         ("dataset: {a: b}", "dataset must be list"), ("dropout: true", "dropout must be float, got True"),
+        ("dataset: [1]", "dataset must be a list of texts, got [1]"),
     ],
 )  # fmt: skip
 def test_a_configuration_file_is_checked(error_of, tmp_path: Path, text: str | None, message: str):
@@ -223,6 +228,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (training.report, "add nowhere.jsonl --name x", "No such file"),
         (benchmarks.speed, "--rounds 0", "argument --rounds: must be at least 1, got 0"),
         (benchmarks.training_speed, "--rows 0", "argument --rows: must be at least 1, got 0"),
+        (benchmarks.training_speed, "--attention nope", "attention nope: "),
         (benchmarks.page_load, "--readers 0", "argument --readers: must be at least 1, got 0"),
         (benchmarks.train_peer, "bert --output_dir x", "invalid choice: 'bert'"),
         (benchmarks.llama2c, "nowhere.bin nowhere.tok x", "No such file"),

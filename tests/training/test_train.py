@@ -285,7 +285,8 @@ def test_a_run_with_teachers_comes_nearer_to_what_they_think(straight: Path, tmp
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, validation: Path):
     done = train_here(tmp_path, validation_dataset=validation, adam_lr=1e30, embedding_lr=1e30, warmup_steps=1)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "lower muon_lr" in done.stderr and "at update" in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "lower muon_lr" in line)
+    assert line.startswith("error: the loss is ") and "at update" in line  # not in the progress bar's line
 
 
 def test_a_full_disk_stops_the_run_and_spoils_nothing(tmp_path: Path, validation: Path):
@@ -383,6 +384,11 @@ def test_every_parameter_has_one_optimizer(tiny_model):
     assert all(p.ndim == 2 for group in optimizers[0].param_groups for p in group["params"])
 
 
+def test_a_model_without_layers_has_an_optimizer_too():
+    (optimizer,) = build_optimizers(TinyStoryForCausalLM(TinyStoryConfig(num_hidden_layers=0)), 0.02, 3e-3, 0.1, 0.05)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) > 0
+
+
 def test_learning_rate_rises_holds_and_falls_to_zero():
     factors = [learning_rate_factor(step, 100, 10, 0.5) for step in range(101)]
     assert factors[0] == pytest.approx(0.1) and factors[10:50] == [1.0] * 40
@@ -391,6 +397,8 @@ def test_learning_rate_rises_holds_and_falls_to_zero():
 
 def test_defaults_are_sound():
     assert TrainingConfig(output_dir="x").dataset == ["roneneldan/TinyStories"]
+    with pytest.raises(ValueError, match="dataset must name one source of stories or more"):
+        TrainingConfig(output_dir="x", dataset=[])
 
 
 def test_a_run_from_before_a_field_existed_goes_on():
