@@ -2,11 +2,12 @@
 
 A mistake is what this project's own code refuses by a `raise`, what a library refuses where our code says `refused`,
 and what the system refuses (a file that is not there, a full disk). Anything else is a fault of the program, and keeps
-its traceback.
+its traceback. Ctrl-C is one line too, and exit code 130.
 """
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from transformers import HfArgumentParser
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = [PROJECT / name for name in ("training", "modeling", "benchmarks")]
 EXIT_CODE = 2  # as argparse's
+INTERRUPTED = 128 + signal.SIGINT  # as a shell's
 LAUNCHERS = {"accelerate", "accelerate-launch", "accelerate.commands.launch"}
 
 
@@ -73,6 +75,9 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
     def command() -> None:
         try:
             main()
+        except KeyboardInterrupt:
+            print("\ninterrupted; run the same command again", file=sys.stderr, flush=True)
+            sys.exit(INTERRUPTED)
         except Exception as error:
             if not is_mistake(error):
                 raise

@@ -158,6 +158,17 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
         training.evaluate.main()
 
 
+def test_an_interrupted_command_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.evaluate, "load_texts", interrupt)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "bits", "--dataset", str(STORIES_FILE)])
+    with pytest.raises(SystemExit) as ended:
+        training.evaluate.main()
+    assert ended.value.code == 130 and capsys.readouterr().err == "\ninterrupted; run the same command again\n"
+
+
 def test_under_accelerate_launch_one_line_is_all(tmp_path: Path):
     done = train(tmp_path / "run", dataset="nowhere.parquet", validation_dataset=STORIES_FILE)
     assert done.returncode == -signal.SIGTERM
