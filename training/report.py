@@ -77,6 +77,27 @@ class Metrics:
             draw_losses({self.path.parent.name: self.read()}, self.figure)
 
 
+def read_curve(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without a last one that a kill cut short.
+
+    Raises:
+        ValueError: another line is none of a run's; the message names it.
+    """
+    curve: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            read = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(read, dict) or "tokens" not in read:
+            raise ValueError(f"{path}, line {number}: expected an object with tokens, got {line[:60]}")
+        curve.append(read)
+    return curve
+
+
 def read_runs(path: Path = KEPT_RUNS) -> dict[str, list[dict[str, Any]]]:
     """Kept runs: by name, the lines of each one's metrics.jsonl, in order."""
     runs: dict[str, list[dict[str, Any]]] = {}
@@ -228,7 +249,7 @@ def main() -> None:
         if arguments.what == "add":
             if not (arguments.path and arguments.name):
                 parser.error("add needs a metrics.jsonl and --name")
-            add_run(arguments.name, [json.loads(line) for line in arguments.path.read_text().splitlines()])
+            add_run(arguments.name, read_curve(arguments.path))
         elif arguments.path:
             if not arguments.names:
                 parser.error("a figure needs --names")

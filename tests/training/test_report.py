@@ -47,6 +47,20 @@ def test_runs_in_a_row_count_their_tokens_on(kept):
     assert [line["tokens"] for line in alone["2"]] == [100, 220]
 
 
+def test_a_curve_is_read_but_for_a_last_line_that_was_cut(tmp_path):
+    path, whole = tmp_path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in LINES)
+    path.write_text(whole + '{"step": 3, "tok')
+    assert report.read_curve(path) == LINES
+    for line, message in (
+        ('{"st', "not JSON"),
+        ('{"a": 1}', "an object with tokens"),
+        ("[1]", "an object with tokens"),
+    ):
+        path.write_text(f"{line}\n{whole}")
+        with pytest.raises(ValueError, match=f"{path}, line 1: .*{message}"):
+            report.read_curve(path)
+
+
 def test_every_figure_of_the_notebook_has_its_runs():
     kept = report.read_runs()
     for _, labels in report.FIGURES.values():
