@@ -37,6 +37,7 @@ from training.cli import refused
 logger = logging.getLogger(__name__)
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+TOKENIZER_FILES = ("*token*", "vocab*", "*.model")
 STATE_FILE, CHECKSUM_FILE = "training_state.pt", "checksums.json"
 
 
@@ -61,6 +62,8 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
         ValueError: there is none of that name, it cannot be read, or its tokenizer is missing or another model's.
     """
     name, options = _root(name)
+    if Path(name).is_dir() and not any(file for kind in TOKENIZER_FILES for file in Path(name).glob(kind)):
+        raise ValueError(f"model {name}: there is no tokenizer beside it")
     with refused(f"model {name}"):
         model = read_weights(AutoModelForCausalLM, name, trust_remote_code=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)

@@ -196,13 +196,13 @@ def read_make(arguments: argparse.Namespace) -> None:
         raise ValueError(f"a sheet of pairs needs two writers, {arguments.writers} has {len(writers)}")
     validation, training = load_texts(arguments)
     folder, seed, written = Path(arguments.output), arguments.seed, []
+    real = [] if arguments.pairs else draw_real(validation, arguments.real, arguments.max_words, seed)
     for writer in writers:
         wishes = make_wishes(writer, validation, training, seed)
         written.append(write(writer, wishes, arguments.max_words))
     if arguments.pairs:
         count = write_pair_sheets(written[0], written[1], folder, seed=seed)
     else:
-        real = draw_real(validation, arguments.real, arguments.max_words, seed)
         count = write_sheets([story for some in (*written, real) for story in some], folder, seed=seed)
     print(f"{count} sheets in {folder}, one for each reader; what to tally their grades by is in {folder / 'key'}")
 
@@ -229,6 +229,7 @@ def surprise(arguments: argparse.Namespace) -> None:
     key = load_key(Path(arguments.key), kind="stories") if arguments.key else {}
     judges = Judges.load(arguments.judges)
     validation, training = load_texts(arguments)
+    texts = [story.text for story in draw_real(validation, arguments.count, 200, arguments.seed)]
     if key:
         fields = ("writer", "band", "text")
         stories = [WrittenStory(*(entry[name] for name in fields)) for entry in key["entries"]]
@@ -236,7 +237,6 @@ def surprise(arguments: argparse.Namespace) -> None:
         stories = []
         for writer in load_writers(Path(arguments.writers)):
             stories += write(writer, make_wishes(writer, validation, training, arguments.seed), arguments.max_words)
-    texts = [story.text for story in draw_real(validation, arguments.count, 200, arguments.seed)]
     bands = make_pairs(validation, training, 100, arguments.seed)
     endings_of = {band: [pair.end for pair in bands if pair.band == band] for band in BANDS}
     real = judges.sentences(texts, progress=True)

@@ -128,6 +128,14 @@ def test_model_fields_go_over_those_of_the_file(tmp_path: Path):
     assert parse_config(["--output_dir", "here", *given]).model == {"num_hidden_layers": 4, "use_bias": False}
 
 
+@pytest.mark.parametrize("arguments", ["read make --real 500", "surprise --count 500"])
+def test_real_stories_are_counted_before_any_is_told(error_of, monkeypatch: pytest.MonkeyPatch, arguments: str):
+    monkeypatch.setattr(training.evaluate, "write", None)
+    monkeypatch.chdir(HUB_FOLDER.parent)
+    data = ["--dataset", STORIES_FILE, "--training_dataset", STORIES_FILE]
+    assert "500 real stories asked for, only" in error_of(training.evaluate.main, *arguments.split(), *data)
+
+
 def test_every_command_says_what_is_wrong(error_of, tmp_path: Path):
     nowhere = tmp_path / "nowhere"
     evaluate, average = training.evaluate.main, training.average.main
@@ -195,8 +203,10 @@ def test_one_file_is_enough_to_train_and_to_judge(monkeypatch, capsys, tmp_path:
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders of a GPT-2, without a tokenizer, with ours, and with ours but fewer tokens; and a file that is no key."""
+    """Folders of a GPT-2, without a tokenizer, with ours, and with ours but fewer tokens; one of our model without a
+    tokenizer; and a file that is no key."""
     folder = tmp_path_factory.mktemp("foreign")
+    TinyStoryForCausalLM(TinyStoryConfig(**TINY_MODEL)).save_pretrained(folder / "ours")
     for name, size in (("bare", 5000), ("gpt2", 5000), ("small", 300)):
         config = GPT2Config(vocab_size=size, n_positions=64, n_embd=16, n_layer=1, n_head=2)
         GPT2LMHeadModel(config).save_pretrained(folder / name)
@@ -212,6 +222,8 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     ("command", "arguments", "message"),
     [
         (training.evaluate, "bits --model {bare} --dataset {stories}", "bare: there is no tokenizer beside it"),
+        (training.evaluate, "bits --model {ours} --dataset {stories}", "ours: there is no tokenizer beside it"),
+        (training.export, "--to qwen3 q --model {ours}", "ours: there is no tokenizer beside it"),
         (training.evaluate, "bits --model {small} --dataset {stories}", "its tokenizer has 5000 tokens, the model 300"),
         (training.evaluate, "stories --model {gpt2}", "gpt2 is a GPT2LMHeadModel, expected a TinyStoryForCausalLM"),
         (training.export, "--to qwen3 q --model {gpt2}", "gpt2 is a GPT2LMHeadModel, expected a TinyStoryForCausalLM"),
