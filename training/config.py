@@ -86,7 +86,7 @@ class TrainingConfig:
         if not self.dataset:
             raise ValueError("dataset must name one source of stories or more, got none")
         if self.row_length < 2:
-            raise ValueError(f"row_length must be at least 2 (the first is not scored), got {self.row_length}")
+            raise ValueError(f"row_length must be at least 2 (its first token is not scored), got {self.row_length}")
         for name in ("batch_rows", "micro_batch_rows", "num_steps", "evaluate_every",
                      "evaluation_stories", "save_every", "keep_checkpoints"):  # fmt: skip
             if getattr(self, name) < 1:
