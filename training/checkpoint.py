@@ -145,15 +145,22 @@ def save_released(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, di
     A processor multiplies fp32 faster one row at a time, and only in fp32 does a story come out the same alone and in
     a batch; whoever wants bf16 in memory says `dtype=torch.bfloat16`.
 
+    What the folder holds already is replaced by what is whole, and stays if it cannot be.
+
     Raises:
         OSError: as `whole_or_nothing`.
     """
-    with whole_or_nothing(directory):
-        save_pretrained(copy.deepcopy(model).to(torch.bfloat16), tokenizer, directory)
-        path = Path(directory) / "config.json"
+    replaces = directory.exists() and any(directory.iterdir())
+    target = directory.with_name(f".partial_{directory.name}") if replaces else directory
+    with whole_or_nothing(target):
+        save_pretrained(copy.deepcopy(model).to(torch.bfloat16), tokenizer, target)
+        path = target / "config.json"
         settings = json.loads(path.read_text(encoding="utf-8"))
         settings["dtype"] = "float32"
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if replaces:
+        shutil.rmtree(directory)
+        target.rename(directory)
 
 
 def whole_model(accelerator: Accelerator, model: PreTrainedModel) -> PreTrainedModel:

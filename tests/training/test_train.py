@@ -34,6 +34,7 @@ from training.checkpoint import (
     load_state,
     save_checkpoint,
     save_pretrained,
+    save_released,
 )
 from training.config import TrainingConfig, parse_config, refuse_other_config
 from training.optimizer import build_optimizers, learning_rate_factor
@@ -315,6 +316,21 @@ def test_room_is_asked_for_where_it_is_lacking(tiny_model, tokenizer, tmp_path: 
     with failing, pytest.raises(OSError, match=os.strerror(kind)) as error:
         save_checkpoint(tmp_path, 1, tiny_model, tokenizer, {}, keep=1)
     assert ("make room" in str(error.value)) == (kind == errno.ENOSPC)
+
+
+def test_a_model_that_cannot_be_written_leaves_the_one_before(tiny_model, tokenizer, tmp_path: Path):
+    folder = tmp_path / "model"
+    save_released(tiny_model, tokenizer, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with torch.no_grad():
+        tiny_model.fc.weight.mul_(2)
+    full = patch("training.tokenizer.save_tokenizer", side_effect=OSError(errno.ENOSPC, "No space left"))
+    with full, pytest.raises(OSError, match=r"could not be written .*make room"):
+        save_released(tiny_model, tokenizer, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    save_released(tiny_model, tokenizer, folder)
+    assert (folder / "model.safetensors").read_bytes() != before["model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_folder_is_trained_in_by_one_process_at_a_time(straight: Path, tmp_path: Path, validation: Path):
