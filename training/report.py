@@ -52,14 +52,7 @@ class Metrics:
 
     def read(self) -> list[dict[str, Any]]:
         """The lines written so far, without one that a kill cut short."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        whole = []
-        for line in lines:
-            try:
-                whole.append(json.loads(line))
-            except ValueError:
-                break  # the line a kill cut short
-        return whole
+        return read_curve(self.path) if self.path.exists() else []
 
     def write(self, **values: Any) -> None:
         """Add a line, on the main process only."""
