@@ -414,7 +414,7 @@ def fingerprint(texts: Iterable[str]) -> str:
 
 
 def files_fingerprint(sources: list[str]) -> str:
-    """Of the names, sizes and beginnings of the files to train on; what is on the Hub is known by its name alone."""
+    """Of the names, sizes and beginnings of the files to train on; what is on the Hub is not looked at."""
     known = []
     for source in sources:
         for file in map(Path, find_files(source)):
