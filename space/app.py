@@ -82,14 +82,13 @@ def write_wishes(desk: Desk) -> DeltaGenerator:
         right.text_input("and ends with", "happy", key="end", placeholder="wherever the story likes")
         left, right = st.columns(2)
         left.slider("Longest length, in words", 20, 300, 120, step=10, key="max_words")
-        asked = right.form_submit_button(
-            "Tell the story", type="primary", key="tell", icon=":material/auto_stories:", width="stretch"
-        )
+        right.form_submit_button(
+            "Tell the story", type="primary", key="tell", icon=":material/auto_stories:", width="stretch",
+            on_click=ask, args=(desk,),  # as a callback: what it returns is lost if another click stops the script here
+        )  # fmt: skip
         message = st.empty()
         with st.expander("More wishes", icon=":material/tune:"):
             more_wishes()
-        if asked:
-            ask(desk)
     return message
 
 
